@@ -1,0 +1,115 @@
+"""Files appear whole or not at all, and nothing is overwritten unasked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from luna_cls.errors import InputError
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; renames it to `path` once the block succeeds.
+
+    The bytes are on the disk before the rename, so a power cut leaves the old file or the new one.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial{path.suffix}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes `text` to `path`, whole or not at all."""
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` as indented JSON, keys in the order given, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_csv(path: Path, table: pd.DataFrame) -> None:
+    """Writes `table` so that every float64 reads back as the same float64."""
+    with written_whole(path) as temporary:
+        table.to_csv(temporary, index=False, lineterminator="\n")
+
+
+def read_csv(path: Path, columns: tuple[str, ...], what: str) -> pd.DataFrame:
+    """Reads a CSV of scans and points; the columns named must be there and hold what they say.
+
+    Args:
+        path: The CSV file, with a header line.
+        columns: Columns that must be present. `seriesuid` is text, every other one finite numbers.
+        what: What the file holds, for the message ("candidates").
+
+    Returns:
+        The table, further columns included; an empty table keeps its columns.
+
+    Raises:
+        InputError: If the file is missing, no CSV, lacks a column, or a cell is no finite number.
+    """
+    if not path.is_file():
+        raise InputError(f"No {what} file at {path}. Give the path of a CSV with {','.join(columns)}.")
+    try:
+        table = pd.read_csv(path, dtype={"seriesuid": str}, float_precision="round_trip")
+    except (ValueError, UnicodeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"{path} cannot be read as a CSV of {what}: {reason}.") from error
+    missing = [name for name in columns if name not in table.columns]
+    if missing:
+        raise InputError(
+            f"{path} lacks the column {missing[0]}. Received: {','.join(map(str, table.columns))}. "
+            f"A CSV of {what} has {','.join(columns)}."
+        )
+    for name in columns:
+        values = table[name]
+        if name == "seriesuid":
+            bad = values.isna() | (values.astype("string").str.strip() == "")
+            rule = "be a series UID"
+        else:
+            numbers = pd.to_numeric(values, errors="coerce")
+            bad = ~numbers.between(-1e12, 1e12)
+            table[name] = numbers
+            rule = "be a finite number"
+        if bad.any():
+            row = int(bad.to_numpy().argmax())
+            raise InputError(f"{path}, line {row + 2}: {name} must {rule}. Received: {values.iloc[row]!s}.")
+    return table
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_new(path: Path, *, force: bool) -> None:
+    """Refuses an output that exists; with `force` it is deleted.
+
+    Raises:
+        InputError: If `path` exists and `force` is false.
+    """
+    if not path.exists():
+        return
+    if not force:
+        raise InputError(f"{path} exists already. Choose another path, or pass --force to replace it.")
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
