@@ -1,0 +1,167 @@
+"""How well scores tell nodules from the rest: exact, from all of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+
+from luna_cls.errors import InputError
+from luna_cls.files import read_csv, write_csv, write_json
+from luna_cls.judging import froc
+
+POINT_COLUMNS = ("seriesuid", "coordX", "coordY", "coordZ")
+
+
+def binary_metrics(labels: ArrayLike, scores: ArrayLike, threshold: float = 0.0) -> dict[str, float]:
+    """Every metric of a two-class decision.
+
+    Args:
+        labels: `(n,)`, 1 for a nodule, 0 for the rest.
+        scores: `(n,)`, higher for more like a nodule: logits, or probabilities with `threshold` 0.5.
+        threshold: A score above it says nodule.
+
+    Returns:
+        Metrics by name. NaN where a metric is not defined: precision if nothing is called a nodule,
+        and whatever needs a class that is not there.
+
+    Raises:
+        InputError: If there is no score, the shapes differ, or a score is not finite.
+    """
+    labels, scores = np.asarray(labels).reshape(-1), np.asarray(scores, float).reshape(-1)
+    if labels.shape != scores.shape or not len(scores):
+        raise InputError(
+            f"Scores and labels must be as many, and some. Received: {len(scores)} scores, {len(labels)} labels."
+        )
+    if not np.isfinite(scores).all():
+        raise InputError(f"{int((~np.isfinite(scores)).sum())} of {len(scores)} scores are not finite.")
+    is_nodule, called = labels == 1, scores > threshold
+    tp, fp = int((called & is_nodule).sum()), int((called & ~is_nodule).sum())
+    fn, tn = int(is_nodule.sum()) - tp, int((~is_nodule).sum()) - fp
+    sensitivity, specificity = _ratio(tp, tp + fn), _ratio(tn, tn + fp)
+    return {
+        "accuracy": _ratio(tp + tn, len(labels)),
+        "balanced_accuracy": (sensitivity + specificity) / 2,
+        **_ranking_metrics(is_nodule, scores),
+        "precision": _ratio(tp, tp + fp),
+        "recall": sensitivity,
+        "specificity": specificity,
+        "tp": tp,
+        "fp": fp,
+        "tn": tn,
+        "fn": fn,
+    }
+
+
+def no_skill_metrics(labels: ArrayLike) -> dict[str, float]:
+    """`binary_metrics` of always saying no, the same score for every candidate."""
+    labels = np.asarray(labels).reshape(-1)
+    return binary_metrics(labels, np.full(len(labels), -1.0))
+
+
+def read_submission(path: Path) -> pd.DataFrame:
+    """Reads a LUNA16 submission: `seriesuid, coordX, coordY, coordZ, probability`, more columns allowed.
+
+    Raises:
+        InputError: If the file, a column or a cell is wrong.
+    """
+    return read_csv(path, (*POINT_COLUMNS, "probability"), "predictions")
+
+
+def read_annotations(path: Path) -> pd.DataFrame:
+    """Reads nodules or excluded findings: `seriesuid, coordX, coordY, coordZ, diameter_mm`.
+
+    Raises:
+        InputError: If the file, a column or a cell is wrong.
+    """
+    return read_csv(path, (*POINT_COLUMNS, "diameter_mm"), "annotations")
+
+
+def read_series_uids(path: Path) -> list[str]:
+    """Reads a list of scans, one series UID a line, without a header.
+
+    Raises:
+        InputError: If the file is missing or empty.
+    """
+    if not path.is_file():
+        raise InputError(f"No list of scans at {path}. Give a file with one series UID a line.")
+    uids = path.read_text(encoding="utf-8").split()
+    if not uids:
+        raise InputError(f"{path} lists no scan. Give one series UID a line.")
+    return uids
+
+
+def evaluate_submission(
+    submission: Path,
+    annotations: Path,
+    out: Path,
+    excluded: Path | None = None,
+    series_uids: Path | None = None,
+) -> dict[str, Any]:
+    """Scores a submission file and writes `froc.json` and `froc.csv` into the folder `out`.
+
+    Without `series_uids`, the scans are those that the submission names. If the submission has a
+    column `class`, `metrics.json` holds the `binary_metrics` of its rows and those of always saying no.
+
+    Returns:
+        `froc` and, where labels are known, `metrics` and `no_skill`.
+
+    Raises:
+        InputError: If a file is wrong or no nodule can be found in the listed scans.
+    """
+    marks = read_submission(submission)
+    uids = read_series_uids(series_uids) if series_uids else marks["seriesuid"].unique().tolist()
+    curve = froc.evaluate(
+        marks, read_annotations(annotations), uids, read_annotations(excluded) if excluded else None
+    )
+    result: dict[str, Any] = {"froc": curve.summary()}
+    if "class" in marks.columns:
+        scores = marks["logit"] if "logit" in marks.columns else marks["probability"] - 0.5
+        result["metrics"] = binary_metrics(marks["class"], scores)
+        result["no_skill"] = no_skill_metrics(marks["class"])
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "froc.json", result["froc"])
+    write_csv(
+        out / "froc.csv",
+        pd.DataFrame(
+            {
+                "fps_per_scan": curve.fps_per_scan,
+                "sensitivity": curve.sensitivity,
+                "threshold": curve.threshold,
+            }
+        ),
+    )
+    if "metrics" in result:
+        write_json(out / "metrics.json", {name: result[name] for name in ("metrics", "no_skill")})
+    return result
+
+
+def _ranking_metrics(is_nodule: NDArray[np.bool_], scores: NDArray[np.float64]) -> dict[str, float]:
+    """Metrics over all thresholds; NaN if a class is missing."""
+    names = (
+        "auc",
+        "average_precision",
+        "specificity_at_sensitivity_0.5",
+        "specificity_at_sensitivity_0.9",
+        "sensitivity_at_specificity_0.9",
+    )
+    if is_nodule.all() or not is_nodule.any():
+        return dict.fromkeys(names, np.nan)
+    false_positive_rate, sensitivity, _ = roc_curve(is_nodule, scores, drop_intermediate=False)
+    specificity = 1 - false_positive_rate
+    values = (
+        roc_auc_score(is_nodule, scores),
+        average_precision_score(is_nodule, scores),
+        specificity[sensitivity >= 0.5].max(),
+        specificity[sensitivity >= 0.9].max(),
+        sensitivity[specificity >= 0.9].max(),
+    )
+    return dict(zip(names, map(float, values), strict=True))
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else np.nan

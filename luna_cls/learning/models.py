@@ -1,0 +1,128 @@
+"""The networks, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import keras
+from pydantic import Field
+
+from luna_cls.errors import InputError
+from luna_cls.files import written_whole
+from luna_cls.learning.layers import FusedBatchNormalization
+from luna_cls.learning.naming import build
+
+Positive = Annotated[int, Field(ge=1)]
+
+WINDOW_HU = (-1000.0, 400.0)
+
+
+def seed_cnn(
+    size_vox: Positive = 31,
+    filters: Sequence[Positive] = (16, 32, 64, 128),
+    dense_units: Positive = 512,
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.4,
+) -> keras.Sequential:
+    """The forum's 3D CNN: blocks of two convolutions, then a dense head that speaks logits.
+
+    Args:
+        size_vox: Edge of the cubes.
+        filters: Filters of each block; a block halves every edge.
+        dense_units: Units of the hidden dense layer.
+        dropout: Share of its outputs dropped in training.
+
+    Returns:
+        A model from int16 HU `(batch, z, y, x, 1)` to float32 logits `(batch, 1)`. The window,
+        [-1000, 400] HU to [0, 1], is part of it.
+
+    Raises:
+        InputError: If the cube is too small for so many blocks.
+    """
+    if size_vox < 2 ** len(filters):
+        raise InputError(
+            f"model.filters: {len(filters)} blocks halve a cube of {size_vox} voxels to nothing. Name fewer."
+        )
+    layers: list[keras.Layer] = [keras.Input((size_vox,) * 3 + (1,), dtype="int16"), *_window()]
+    for count in filters:
+        layers += [
+            keras.layers.Conv3D(count, 3, padding="same", activation="relu"),
+            FusedBatchNormalization(),
+            keras.layers.Conv3D(count, 3, padding="same", activation="relu"),
+            FusedBatchNormalization(),
+            keras.layers.MaxPool3D(2),
+            FusedBatchNormalization(),
+        ]
+    layers += [
+        keras.layers.GlobalAveragePooling3D(),
+        keras.layers.Dense(dense_units, activation="relu"),
+        FusedBatchNormalization(),
+        keras.layers.Dropout(dropout),
+        keras.layers.Dense(1, dtype="float32", name="logit"),
+    ]
+    return keras.Sequential(layers, name="seed_cnn")
+
+
+MODELS: dict[str, Callable[..., keras.Model]] = {"seed_cnn": seed_cnn}
+
+
+def get(name: str, **parameters: Any) -> keras.Model:
+    """A new model by name.
+
+    Args:
+        name: One of `MODELS`.
+        **parameters: Its own parameters.
+
+    Raises:
+        InputError: If the name or a parameter is unknown or a value does not fit; lists the right ones.
+    """
+    return build("model", MODELS, name, parameters)
+
+
+def save(model: keras.Model, path: Path) -> None:
+    """Writes a `.keras` file, whole or not at all, that Keras alone can open.
+
+    The fused layers go into the file as the Keras layers they stand for.
+    """
+    plain = _rebuilt(model, FusedBatchNormalization, keras.layers.BatchNormalization)
+    with written_whole(path) as temporary:
+        plain.save(temporary)
+
+
+def load(path: str | Path) -> keras.Model:
+    """Opens a `.keras` file for inference, without running code from it; its layers are fused again.
+
+    Raises:
+        InputError: If the file is missing, no Keras model, or asks for code of its own.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"No model at {path}. Give the model.keras of a run.")
+    try:
+        model = keras.saving.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # whatever a hostile or damaged file makes Keras raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"{path} cannot be loaded as a Keras model: {reason}") from error
+    return _rebuilt(model, keras.layers.BatchNormalization, FusedBatchNormalization)
+
+
+def _rebuilt(model: keras.Model, old: type[keras.Layer], new: type[keras.Layer]) -> keras.Model:
+    """The same model and weights with every layer of exactly the class `old` made a `new`."""
+
+    def rebuild(layer: keras.Layer) -> keras.Layer:
+        return (new if type(layer) is old else type(layer)).from_config(layer.get_config())
+
+    copy = keras.models.clone_model(model, clone_function=rebuild)
+    copy.set_weights(model.get_weights())
+    return copy
+
+
+def _window() -> list[keras.Layer]:
+    """HU to [0, 1] with Keras' own layers, in float32: bfloat16 would round lung to steps of 4 HU."""
+    low, high = WINDOW_HU
+    scale = 1 / (high - low)
+    return [
+        keras.layers.Rescaling(scale, offset=-low * scale, dtype="float32", name="hu_window"),
+        keras.layers.ReLU(max_value=1.0, dtype="float32", name="hu_window_clip"),
+    ]

@@ -1,0 +1,70 @@
+"""Runs one function over many jobs in worker processes that never outlive their parent."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+from luna_cls.errors import InputError
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+def available_cores() -> int:
+    """The number of cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_in_processes(
+    function: Callable[[Job], Result], jobs: Sequence[Job], workers: int | None = None
+) -> Iterator[Result]:
+    """Yields the result of every job as it is done, in any order.
+
+    On Ctrl-C the workers finish the jobs they hold, start no other, and the interrupt goes on up.
+
+    Args:
+        function: A module-level function of one job.
+        jobs: What to call it with; each must pickle.
+        workers: Processes; None for one per core. With one, the jobs run in this process.
+
+    Raises:
+        InputError: If `workers` is not positive, or a worker is killed from outside.
+    """
+    if workers is not None and workers < 1:
+        raise InputError(f"--workers must be at least 1. Received: {workers}.")
+    count = min(workers or available_cores(), len(jobs))
+    if count <= 1:
+        yield from map(function, jobs)
+        return
+    context = multiprocessing.get_context("spawn")  # the parent has threads: fork would copy their locks
+    with ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker) as pool:
+        futures = [pool.submit(function, job) for job in jobs]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BrokenProcessPool as error:
+            raise InputError(
+                "A worker process was killed, most likely for want of memory. "
+                "Run the same command again with fewer --workers; it goes on where it stopped."
+            ) from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -1,0 +1,101 @@
+"""The LUNA16 tree on disk: its scans by series UID and its CSVs as typed tables."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from luna_cls.errors import InputError
+from luna_cls.files import read_csv
+
+POINT_COLUMNS = ("seriesuid", "coordX", "coordY", "coordZ")
+COORDINATES = list(POINT_COLUMNS[1:])
+CANDIDATE_COLUMNS = (*POINT_COLUMNS, "class")
+
+_CSV_FOLDERS = (".", "CSVFILES", "evaluationScript/annotations")
+
+
+@dataclass(frozen=True)
+class LunaTree:
+    """The scans of a LUNA16 download.
+
+    Args:
+        root: The folder it lies in.
+        scan_paths: The `.mhd` file of every series UID.
+        subsets: Which of the ten subsets a scan is in; a scan that lies flat has no entry.
+    """
+
+    root: Path
+    scan_paths: Mapping[str, Path]
+    subsets: Mapping[str, int]
+
+    @classmethod
+    def open(cls, root: str | Path) -> LunaTree:
+        """Finds the scans in `root/subset0..9/` (also one folder deeper) and in `root` itself.
+
+        Raises:
+            InputError: If the folder is missing, holds no scan, or holds one UID twice.
+        """
+        root = Path(root)
+        if not root.is_dir():
+            raise InputError(f"No folder at {root}. Give the folder that holds LUNA16's subset0 to subset9.")
+        scan_paths: dict[str, Path] = {}
+        subsets: dict[str, int] = {}
+        for path in sorted([*root.glob("*.mhd"), *root.glob("subset*/**/*.mhd")]):
+            uid = path.stem
+            if uid in scan_paths:
+                raise InputError(f"Scan {uid} is there twice: {scan_paths[uid]} and {path}. Remove one.")
+            scan_paths[uid] = path
+            subset = re.fullmatch(r"subset(\d)", path.relative_to(root).parts[0])
+            if subset:
+                subsets[uid] = int(subset[1])
+        if not scan_paths:
+            raise InputError(f"{root} holds no scan. Expected .mhd files in it or in its subset0 to subset9.")
+        return cls(root, scan_paths, subsets)
+
+    def find_csv(self, name: str) -> Path:
+        """Where one of LUNA16's CSVs lies: the root, `CSVFILES` or `evaluationScript/annotations`.
+
+        Raises:
+            InputError: If it is in none of them.
+        """
+        for folder in _CSV_FOLDERS:
+            path = self.root / folder / name
+            if path.is_file():
+                return path
+        raise InputError(f"No {name} in {self.root}, its CSVFILES or its evaluationScript/annotations.")
+
+    def candidates(self, path: Path | None = None) -> pd.DataFrame:
+        """The labelled candidates of `path`, or of the tree's own `candidates_V2.csv`."""
+        return read_candidates(path or self.find_csv("candidates_V2.csv"))
+
+
+def read_candidates(path: Path, *, labelled: bool = True) -> pd.DataFrame:
+    """Reads candidate points.
+
+    Args:
+        path: A CSV with `seriesuid,coordX,coordY,coordZ`, world mm, LPS.
+        labelled: Whether `class` must be there too (0 or 1). Unlabelled files may have it.
+
+    Returns:
+        Table of those columns, in the file's order; `class` is int.
+
+    Raises:
+        InputError: If the file is missing or empty, or a column or cell is wrong.
+    """
+    table = read_csv(path, CANDIDATE_COLUMNS if labelled else POINT_COLUMNS, "candidates")
+    if table.empty:
+        raise InputError(f"{path} lists no candidate. Give at least one point under its header line.")
+    if "class" not in table.columns:
+        return table[list(POINT_COLUMNS)]
+    wrong = ~table["class"].isin([0, 1])
+    if wrong.any():
+        row = int(wrong.to_numpy().argmax())
+        raise InputError(
+            f"{path}, line {row + 2}: class must be 0 or 1. Received: {table['class'].iloc[row]}."
+        )
+    return table[list(CANDIDATE_COLUMNS)].astype({"class": int})

@@ -1,0 +1,175 @@
+"""Everything a training run can be told: a frozen tree, TOML recipes, `--set a.b=c`."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from luna_cls.errors import InputError
+
+Fold = int
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class _Named(BaseModel):
+    """A name, with the named thing's own parameters beside it; whoever knows the name checks them."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: str
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The parameters beside the name."""
+        return dict(self.model_extra or {})
+
+
+class ModelSettings(_Named):
+    """The network and its own parameters (`luna_cls.learning.models.MODELS`)."""
+
+    name: str = "seed_cnn"
+
+
+class LossSettings(_Named):
+    """The loss and its own parameters (`luna_cls.learning.losses.LOSSES`)."""
+
+    name: str = "bce"
+
+
+class SplitSettings(_Frozen):
+    """Which folds are for what; the others are for training."""
+
+    validation_folds: tuple[Fold, ...] = (9,)
+    test_folds: tuple[Fold, ...] = ()
+
+
+class SamplingSettings(_Frozen):
+    """How batches are filled. Without `positives_per_batch`, as nodules occur (natural prevalence)."""
+
+    positives_per_batch: int | None = Field(None, ge=1)
+
+
+class AugmentationSettings(_Frozen):
+    """What is done to training cubes at random."""
+
+    flips: bool = True
+    quarter_turns: bool = True
+
+
+class OptimizerSettings(_Frozen):
+    """AdamW, its learning rate multiplied by `decay_rate` every `decay_steps` steps."""
+
+    learning_rate: float = Field(1e-3, gt=0)
+    decay_steps: int = Field(100_000, ge=1)
+    decay_rate: float = Field(0.96, gt=0, le=1)
+    staircase: bool = True
+    beta_1: float = Field(0.9, ge=0, lt=1)
+    beta_2: float = Field(0.99, ge=0, lt=1)
+    epsilon: float = Field(1e-6, gt=0)
+    weight_decay: float = Field(0.004, ge=0)
+    decay_biases_and_normalization: bool = False
+
+
+class TrainingSettings(_Frozen):
+    """How long, how much at a time, and which epoch's model is kept."""
+
+    epochs: int = Field(15, ge=1)
+    batch_size: int = Field(128, ge=1)
+    steps_per_epoch: int | None = Field(None, ge=1)
+    monitor: str = "val_average_precision"
+    patience: int | None = Field(None, ge=1)
+
+
+class Settings(_Frozen):
+    """A training run."""
+
+    seed: int = Field(0, ge=0)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    split: SplitSettings = SplitSettings()
+    sampling: SamplingSettings = SamplingSettings()
+    augmentation: AugmentationSettings = AugmentationSettings()
+    model: ModelSettings = ModelSettings()
+    loss: LossSettings = LossSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    training: TrainingSettings = TrainingSettings()
+
+    def to_toml(self) -> str:
+        """The settings as TOML; reading it back gives equal settings."""
+        return tomli_w.dumps(self.model_dump(exclude_none=True))
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with the package."""
+    folder = resources.files("luna_cls") / "recipes"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_settings(recipe: str = "seed", overrides: Iterable[str] = ()) -> Settings:
+    """Reads a recipe and applies `a.b=c` overrides, in order.
+
+    Args:
+        recipe: A recipe's name, or the path of a TOML file.
+        overrides: Each `key.path=value`; the value is TOML, or else taken as text.
+
+    Raises:
+        InputError: If the recipe is unknown, or a key or value is wrong; lists the right keys.
+    """
+    tree = _read_recipe(recipe)
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        keys = path.strip().split(".")
+        if not equals or not all(keys):
+            raise InputError(f"--set needs key.path=value. Received: '{override}'.")
+        branch = tree
+        for key in keys[:-1]:
+            branch = branch.setdefault(key, {})
+            if not isinstance(branch, dict):
+                raise InputError(f"--set {path}: '{key}' has nothing below it. Received: '{override}'.")
+        branch[keys[-1]] = _parse_value(text.strip())
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        raise InputError(_in_one_line(error)) from error
+
+
+def _read_recipe(recipe: str) -> dict[str, Any]:
+    if recipe in recipe_names():
+        text = (resources.files("luna_cls") / "recipes" / f"{recipe}.toml").read_text(encoding="utf-8")
+    elif Path(recipe).is_file():
+        text = Path(recipe).read_text(encoding="utf-8")
+    else:
+        raise InputError(
+            f"No recipe '{recipe}'. Known: {', '.join(recipe_names())}; or give the path of a TOML file."
+        )
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"The recipe {recipe} is not TOML: {error}.") from error
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _in_one_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    keys = [str(key) for key in first["loc"]]
+    if first["type"] != "extra_forbidden":
+        return f"Setting {'.'.join(keys)}: {first['msg']}. Received: {first['input']!r}."
+    section: Any = Settings
+    for key in keys[:-1]:
+        section = section.model_fields[key].annotation
+    where = f"in {'.'.join(keys[:-1])}" if keys[:-1] else "at the top"
+    return f"Unknown setting '{'.'.join(keys)}'. Known {where}: {', '.join(section.model_fields)}."
