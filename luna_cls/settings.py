@@ -110,7 +110,9 @@ class Settings(_Frozen):
 def recipe_names() -> list[str]:
     """The recipes that come with the package."""
     folder = resources.files("luna_cls") / "recipes"
-    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+    return sorted(
+        entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")
+    )
 
 
 def load_settings(recipe: str = "seed", overrides: Iterable[str] = ()) -> Settings:

@@ -22,9 +22,17 @@ def flips(cubes: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
 def quarter_turns(cubes: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """Turns each cube about z by 0, 90, 180 or 270 degrees, each with probability 1/4."""
     coins = _coins(cubes, seed, 2)
-    turned = tf.reverse(tf.transpose(cubes, (0, Z, X, Y, 4)), [X])
+    turned = tf.reverse(_swap_y_and_x(cubes), [X])
     cubes = _where(coins[:, 0], turned, cubes)
     return _where(coins[:, 1], tf.reverse(cubes, [Y, X]), cubes)
+
+
+def _swap_y_and_x(cubes: tf.Tensor) -> tf.Tensor:
+    # int16 travels as bfloat16, bit for bit: oneDNN moves that twice as fast, and complains about int16.
+    as_is = cubes.dtype
+    if as_is == tf.int16:
+        cubes = tf.bitcast(cubes, tf.bfloat16)
+    return tf.bitcast(tf.transpose(cubes, (0, Z, X, Y, 4)), as_is)
 
 
 def _coins(cubes: tf.Tensor, seed: tf.Tensor, count: int) -> tf.Tensor:

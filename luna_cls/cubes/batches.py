@@ -37,7 +37,9 @@ def training_batches(
         steps = tf.data.Dataset.from_tensor_slices(tf.ensure_shape(rows, [None])).batch(plan.batch_size)
         return steps.enumerate().map(lambda step, rows: (epoch, step, rows))
 
-    def augment(epoch: tf.Tensor, step: tf.Tensor, cubes: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    def augment(
+        epoch: tf.Tensor, step: tf.Tensor, cubes: tf.Tensor, labels: tf.Tensor
+    ) -> tuple[tf.Tensor, ...]:
         seed = tf.stack([tf.constant(plan.seed, tf.int64), epoch])
         seed = tf.random.experimental.stateless_fold_in(seed, step)
         for index, function in enumerate(augmentations):

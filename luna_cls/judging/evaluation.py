@@ -35,7 +35,8 @@ def binary_metrics(labels: ArrayLike, scores: ArrayLike, threshold: float = 0.0)
     labels, scores = np.asarray(labels).reshape(-1), np.asarray(scores, float).reshape(-1)
     if labels.shape != scores.shape or not len(scores):
         raise InputError(
-            f"Scores and labels must be as many, and some. Received: {len(scores)} scores, {len(labels)} labels."
+            "Scores and labels must be as many, and some. "
+            f"Received: {len(scores)} scores, {len(labels)} labels."
         )
     if not np.isfinite(scores).all():
         raise InputError(f"{int((~np.isfinite(scores)).sum())} of {len(scores)} scores are not finite.")

@@ -23,7 +23,7 @@ def bce(label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0) -> keras.los
 def focal(
     gamma: Annotated[float, Field(ge=0)] = 2.0,
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.25,
-    apply_class_balancing: bool = False
+    apply_class_balancing: bool = False,
 ) -> keras.losses.Loss:
     """Focal loss of logits `(batch, 1)` (Lin et al. 2017).
 

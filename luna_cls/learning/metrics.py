@@ -27,9 +27,9 @@ class _Histogram(keras.metrics.Metric):
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         label = ops.cast(ops.reshape(y_true, (-1,)) > 0.5, "int32")
         logit = ops.cast(ops.reshape(y_pred, (-1,)), "float32")
-        place = (ops.clip(logit, -LIMIT, LIMIT) + LIMIT) * (NUM_BINS / (2 * LIMIT))
+        place = ops.clip(logit, -LIMIT, LIMIT) * (NUM_BINS / (2 * LIMIT))
         # A bin's upper edge belongs to it: the logit 0 says no, as it does to exact metrics.
-        index = ops.clip(ops.cast(ops.ceil(place), "int32") - 1, 0, NUM_BINS - 1)
+        index = ops.clip(ops.cast(ops.ceil(place), "int32") + (NUM_BINS // 2 - 1), 0, NUM_BINS - 1)
         weight = ops.ones_like(logit)
         if sample_weight is not None:
             weight = weight * ops.cast(ops.reshape(sample_weight, (-1,)), "float32")

@@ -108,12 +108,12 @@ def load(path: str | Path) -> keras.Model:
 
 
 def _rebuilt(model: keras.Model, old: type[keras.Layer], new: type[keras.Layer]) -> keras.Model:
-    """The same model and weights with every layer of exactly the class `old` made a `new`."""
-
-    def rebuild(layer: keras.Layer) -> keras.Layer:
-        return (new if type(layer) is old else type(layer)).from_config(layer.get_config())
-
-    copy = keras.models.clone_model(model, clone_function=rebuild)
+    """The same model and weights, not compiled, with every layer of class `old` made a `new`."""
+    config = model.get_config()
+    for layer in config["layers"]:
+        if layer["class_name"] == old.__name__:
+            layer.update(keras.saving.serialize_keras_object(new.from_config(layer["config"])))
+    copy = type(model).from_config(config)
     copy.set_weights(model.get_weights())
     return copy
 

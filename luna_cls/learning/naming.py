@@ -13,7 +13,9 @@ from luna_cls.errors import InputError
 Built = TypeVar("Built")
 
 
-def build(kind: str, choices: Mapping[str, Callable[..., Built]], name: str, parameters: Mapping[str, Any]) -> Built:
+def build(
+    kind: str, choices: Mapping[str, Callable[..., Built]], name: str, parameters: Mapping[str, Any]
+) -> Built:
     """Calls `choices[name]` with the parameters, each checked against its annotation.
 
     Raises:
@@ -32,4 +34,6 @@ def build(kind: str, choices: Mapping[str, Callable[..., Built]], name: str, par
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(key) for key in first["loc"])
-        raise InputError(f"Parameter {where} of {kind} {name}: {first['msg']}. Received: {first['input']!r}.") from error
+        raise InputError(
+            f"Parameter {where} of {kind} {name}: {first['msg']}. Received: {first['input']!r}."
+        ) from error

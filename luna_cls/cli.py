@@ -1,0 +1,270 @@
+"""The front door: each command parses, calls one function and prints where the result is.
+
+Results go to standard output, progress and messages to standard error. Whatever is slow to import is
+imported inside its command, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, ParamSpec
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from luna_cls import __version__
+from luna_cls.errors import InputError
+
+DONE, WRONG_INPUT, SOME_FAILED, INTERRUPTED = 0, 1, 3, 130
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="For research, not for diagnosis.",
+)
+_out = Console(soft_wrap=True, highlight=False)
+_err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+Params = ParamSpec("Params")
+
+Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+Workers = Annotated[int | None, typer.Option(help="Worker processes.", show_default="one per core")]
+
+
+def _command(function: Callable[Params, int]) -> Callable[Params, None]:
+    """Registers a command; its return value is the exit status, and what a user can cause is one line."""
+
+    @functools.wraps(function)
+    def command(*args: Params.args, **kwargs: Params.kwargs) -> None:
+        try:
+            status = function(*args, **kwargs)
+        except InputError as error:
+            status = _say_wrong(str(error))
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            status = _say_wrong(f"{where}{error.strerror or error}.")
+        except KeyboardInterrupt:
+            _err.print("Interrupted.")
+            status = INTERRUPTED
+        raise typer.Exit(status)
+
+    return app.command()(command)
+
+
+def _say_wrong(message: str) -> int:
+    _err.print(f"luna-cls: {' '.join(message.split())}", markup=False)
+    return WRONG_INPUT
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+) -> None:
+    """Tells lung nodules from look-alikes in chest CT."""
+    if version:
+        _out.print(f"luna-cls {__version__}")
+        raise typer.Exit
+
+
+@_command
+def demo(
+    out: Annotated[Path, typer.Option(help="The folder to make.")] = Path("runs/demo"),
+    force: Force = False,
+) -> int:
+    """Run the whole path on a synthetic data set: scans, cubes, training, findings, scores."""
+    from luna_cls import demo as demonstration
+    from luna_cls.reports.terminal import print_metrics
+
+    shown = demonstration.run(out, force=force, say=_say, progress=_progress)
+    result = shown.result
+    print_metrics(
+        _out,
+        f"{result['froc']['num_scans']} test scans, {result['froc']['num_nodules']} nodules",
+        result["metrics"],
+        result["no_skill"],
+        result["froc"]["cpm"],
+    )
+    for name, path in shown.paths.items():
+        _out.print(f"{name:10}  {path}", markup=False)
+    _out.print(f"watch it    tensorboard --logdir {shown.paths['run'] / 'tensorboard'}", markup=False)
+    return DONE
+
+
+@_command
+def phantom(
+    out: Annotated[Path, typer.Argument(help="The folder to make.")],
+    scans: Annotated[int, typer.Option(help="How many scans.")] = 20,
+    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
+    workers: Workers = None,
+    force: Force = False,
+) -> int:
+    """Make synthetic chest CTs with nodules and look-alikes, laid out as LUNA16."""
+    from luna_cls.files import require_new
+    from luna_cls.scans.phantom import write_phantom
+
+    require_new(out, force=force)
+    with _progress("Making scans") as on_progress:
+        write_phantom(out, scans, seed, workers=workers, progress=on_progress)
+    _print_path(out)
+    return DONE
+
+
+@_command
+def prepare(
+    luna_dir: Annotated[Path, typer.Argument(help="LUNA16: subset0 to subset9, or .mhd files.")],
+    store: Annotated[Path, typer.Argument(help="The cube store to make.")],
+    candidates: Annotated[
+        Path | None,
+        typer.Option(help="CSV of labelled points.", show_default="LUNA_DIR's candidates_V2.csv"),
+    ] = None,
+    workers: Workers = None,
+    force: Force = False,
+) -> int:
+    """Cut a 31 mm cube around every candidate. Interrupted, the same command goes on."""
+    from luna_cls.cubes.store import OK
+    from luna_cls.cubes.store import prepare as prepare_store
+    from luna_cls.scans.luna16 import LunaTree
+
+    tree = LunaTree.open(luna_dir)
+    with _progress("Cutting cubes") as on_progress:
+        made = prepare_store(
+            tree, tree.candidates(candidates), store, workers=workers, force=force, on_progress=on_progress
+        )
+    usable = made.candidates[made.candidates["status"] == OK]
+    nodules = int(usable["class"].sum())
+    _say(
+        f"{len(usable):,} cubes of {usable['seriesuid'].nunique()} scans: "
+        f"{nodules:,} nodules, {len(usable) - nodules:,} not"
+    )
+    _print_path(store)
+    return _failed(store, len(made.failures))
+
+
+@_command
+def train(
+    store: Annotated[Path, typer.Argument(help="A cube store, as prepare makes it.")],
+    run: Annotated[Path, typer.Argument(help="The run folder to make.")],
+    recipe: Annotated[str, typer.Option(help="A recipe's name, or a TOML file.")] = "seed",
+    loss: Annotated[str | None, typer.Option(help="Short for --set loss.name=NAME.")] = None,
+    val_folds: Annotated[
+        str | None, typer.Option(help="Folds to validate on, as 9 or 8,9.", show_default="the recipe's")
+    ] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a setting; may be repeated.")
+    ] = None,
+    force: Force = False,
+) -> int:
+    """Train one model on a cube store."""
+    from luna_cls.cubes.store import CubeStore
+    from luna_cls.reports.terminal import print_metrics
+    from luna_cls.settings import load_settings
+    from luna_cls.startup import load_tensorflow_quietly
+
+    overrides = list(setting or [])
+    if loss is not None:
+        overrides.append(f'loss.name="{loss}"')
+    if val_folds is not None:
+        overrides.append(f"split.validation_folds=[{val_folds}]")
+    settings = load_settings(recipe, overrides)
+    opened = CubeStore.open(store)
+    load_tensorflow_quietly()
+    from luna_cls.learning.training import train as train_model
+
+    result = train_model(opened, settings, run, force=force, say=_say)
+    print_metrics(
+        _out,
+        f"validation, epoch {result['best_epoch']}, best by {result['monitor']}",
+        result["validation"],
+        result["no_skill"],
+    )
+    _print_path(run)
+    return DONE
+
+
+@_command
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(help="CSV: seriesuid,coordX,coordY,coordZ,probability.")],
+    annotations: Annotated[Path, typer.Option(help="CSV of the nodules, with diameter_mm.")],
+    out: Annotated[Path, typer.Option(help="The folder to make.")],
+    excluded: Annotated[Path | None, typer.Option(help="CSV of findings to ignore.")] = None,
+    seriesuids: Annotated[
+        Path | None, typer.Option(help="List of all scans read.", show_default="those with predictions")
+    ] = None,
+    force: Force = False,
+) -> int:
+    """Score predictions as LUNA16 does: FROC and CPM."""
+    from luna_cls.files import require_new
+    from luna_cls.judging.evaluation import evaluate_submission
+    from luna_cls.reports.terminal import print_froc, print_metrics
+
+    require_new(out, force=force)
+    result = evaluate_submission(predictions, annotations, out, excluded, seriesuids)
+    if "metrics" in result:
+        print_metrics(_out, str(predictions), result["metrics"], result["no_skill"], result["froc"]["cpm"])
+    print_froc(_out, result["froc"])
+    _print_path(out)
+    return DONE
+
+
+@_command
+def predict(
+    model: Annotated[Path, typer.Argument(help="The model.keras of a run.")],
+    scans: Annotated[list[Path], typer.Argument(help="Scan files, or folders to search.")],
+    candidates: Annotated[Path, typer.Option(help="CSV: seriesuid,coordX,coordY,coordZ.")],
+    out: Annotated[Path, typer.Option(help="The folder to make.")],
+    force: Force = False,
+) -> int:
+    """Give every candidate in some scans the probability that it is a nodule."""
+    from luna_cls.startup import load_tensorflow_quietly
+
+    load_tensorflow_quietly()
+    from luna_cls.inference.predictor import predict as predict_scans
+
+    with _progress("Reading scans") as on_progress:
+        made = predict_scans(model, scans, candidates, out, force=force, on_progress=on_progress)
+    _say(f"{len(made.findings):,} findings in {made.num_scans} scans")
+    _print_path(out / "findings.csv")
+    return _failed(out, len(made.failures))
+
+
+def _failed(folder: Path, count: int) -> int:
+    if not count:
+        return DONE
+    _err.print(
+        f"luna-cls: {count} could not be used; {folder / 'failures.csv'} says which and why.", markup=False
+    )
+    return SOME_FAILED
+
+
+def _print_path(path: Path) -> None:
+    _out.print(str(path), markup=False)
+
+
+def _say(line: str) -> None:
+    _err.print(line, markup=False)
+
+
+@contextmanager
+def _progress(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on a terminal; plain lines, at most eleven, where standard error is no terminal."""
+    if not _err.is_terminal:
+        last = -1
+
+        def print_tenths(done: int, total: int) -> None:
+            nonlocal last
+            tenth = 10 * done // total if total else 10
+            if tenth > last:
+                last = tenth
+                _say(f"{title}: {done} of {total}")
+
+        yield print_tenths
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=_err) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

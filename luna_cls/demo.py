@@ -1,0 +1,89 @@
+"""The whole path on a phantom: scans, cubes, training, findings, scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from luna_cls.cubes.store import prepare
+from luna_cls.files import require_new, write_text
+from luna_cls.scans.luna16 import LunaTree
+from luna_cls.scans.phantom import write_phantom
+from luna_cls.settings import load_settings
+from luna_cls.startup import load_tensorflow_quietly
+
+NUM_SCANS = 30
+SEED = 0
+
+Progress = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """What `run` made and measured.
+
+    Args:
+        result: What `judging.evaluation.evaluate_submission` says of the test scans.
+        paths: What was written, by what it is.
+    """
+
+    result: dict[str, Any]
+    paths: dict[str, Path]
+
+
+def run(out: Path, *, force: bool, say: Callable[[str], None], progress: Progress) -> Demonstration:
+    """Makes a phantom, trains on eight tenths of its scans and scores the rest.
+
+    Args:
+        out: The folder to make.
+        force: Replace it if it exists.
+        say: Prints a line.
+        progress: Opens a progress display under a title.
+
+    Raises:
+        InputError: If `out` exists.
+    """
+    require_new(out, force=force)
+    paths = {
+        "scans": out / "phantom",
+        "cubes": out / "store",
+        "run": out / "run",
+        "findings": out / "findings",
+        "evaluation": out / "evaluation",
+    }
+    settings = load_settings("demo")
+    with progress("Making scans") as on_progress:
+        write_phantom(paths["scans"], NUM_SCANS, SEED, progress=on_progress)
+    tree = LunaTree.open(paths["scans"])
+    with progress("Cutting cubes") as on_progress:
+        store = prepare(tree, tree.candidates(), paths["cubes"], on_progress=on_progress)
+
+    say("Loading TensorFlow")
+    load_tensorflow_quietly()
+    from luna_cls.inference.predictor import predict
+    from luna_cls.judging.evaluation import evaluate_submission
+    from luna_cls.learning.training import train
+
+    train(store, settings, paths["run"], say=say)
+    test = store.candidates[store.candidates["fold"].isin(settings.split.test_folds)]
+    test_uids = sorted(test["seriesuid"].unique())
+    with progress("Reading the test scans") as on_progress:
+        predict(
+            paths["run"] / "model.keras",
+            [tree.scan_paths[uid] for uid in test_uids],
+            tree.find_csv("candidates_V2.csv"),
+            paths["findings"],
+            on_progress=on_progress,
+        )
+    listed = out / "test_seriesuids.csv"
+    write_text(listed, "\n".join(test_uids) + "\n")
+    result = evaluate_submission(
+        paths["findings"] / "findings.csv",
+        tree.find_csv("annotations.csv"),
+        paths["evaluation"],
+        series_uids=listed,
+    )
+    return Demonstration(result, paths)

@@ -1,0 +1,152 @@
+"""A trained model reads scans: every candidate becomes a finding with a probability."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from luna_cls.cubes.cutting import CubeSpec, cut_cubes
+from luna_cls.cubes.store import FAILURE_COLUMNS, OUTSIDE, UNREADABLE
+from luna_cls.errors import InputError
+from luna_cls.files import require_new, write_csv
+from luna_cls.learning import models
+from luna_cls.learning.training import predictions_table
+from luna_cls.scans.luna16 import COORDINATES, read_candidates
+from luna_cls.scans.volume import find_scans, read_volume
+
+BATCH_SIZE = 128
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What `predict` found.
+
+    Args:
+        findings: Table `seriesuid, coordX, coordY, coordZ, probability, logit`, with `class` where the
+            candidates had it; scan by scan, the most probable first.
+        failures: Table `seriesuid, row, status, reason`: scans that could not be read (no row) and
+            candidates outside their scan (their row in the candidate file).
+        num_scans: Scans that were read.
+    """
+
+    findings: pd.DataFrame
+    failures: pd.DataFrame
+    num_scans: int
+
+
+@dataclass(frozen=True, eq=False)
+class _CutScan:
+    """One scan's candidates and cubes, or why there are none."""
+
+    series_uid: str
+    candidates: pd.DataFrame
+    cubes: NDArray[np.int16] | None
+    failures: list[tuple[str, int | None, str, str]]
+
+
+def predict(
+    model_path: str | Path,
+    scans: Iterable[str | Path],
+    candidates_path: str | Path,
+    out: str | Path,
+    *,
+    force: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Prediction:
+    """Scores every candidate of the scans given and writes `findings.csv` and `failures.csv`.
+
+    A scan that cannot be read, or a candidate outside its scan, is listed in `failures.csv`; the rest
+    is scored. Candidates of other scans are left aside.
+
+    Args:
+        model_path: A `.keras` file of a run.
+        scans: Scan files, or folders to search.
+        candidates_path: A CSV with `seriesuid, coordX, coordY, coordZ`, perhaps `class`.
+        out: The folder to make.
+        force: Replace it if it exists.
+        on_progress: Called with the number of scans done and of all scans.
+
+    Raises:
+        InputError: If an input is missing or wrong, or no candidate is in any of the scans.
+    """
+    out = Path(out)
+    paths = find_scans(scans)
+    candidates = read_candidates(Path(candidates_path), labelled=False)
+    in_scans = candidates["seriesuid"].isin([path.stem for path in paths])
+    if not in_scans.any():
+        raise InputError(
+            f"No candidate in {candidates_path} belongs to a scan given. Received: scans "
+            f"{paths[0].stem}, ...; candidates of {candidates['seriesuid'].iloc[0]}, ..."
+        )
+    model = models.load(model_path)
+    spec = _cube_spec(model, model_path)
+    require_new(out, force=force)
+
+    tables, failures = [], []
+    for done, scan in enumerate(_cut_ahead(paths, candidates, spec)):
+        if on_progress:
+            on_progress(done, len(paths))
+        failures += scan.failures
+        if scan.cubes is not None and len(scan.cubes):
+            logits = model.predict(scan.cubes[..., None], batch_size=BATCH_SIZE, verbose=0)
+            table = predictions_table(scan.candidates, logits.reshape(-1).astype(np.float64))
+            tables.append(table.sort_values("logit", ascending=False, kind="stable"))
+    if on_progress:
+        on_progress(len(paths), len(paths))
+    if not tables:
+        raise InputError(f"Not one candidate could be scored. The first reason: {failures[0][3]}")
+    unread = sum(row is None for _, row, _, _ in failures)
+    result = Prediction(
+        pd.concat(tables, ignore_index=True),
+        pd.DataFrame(failures, columns=list(FAILURE_COLUMNS)).astype({"row": "Int64"}),
+        len(paths) - unread,
+    )
+    write_csv(out / "failures.csv", result.failures)
+    write_csv(out / "findings.csv", result.findings)
+    return result
+
+
+def _cut_ahead(paths: list[Path], candidates: pd.DataFrame, spec: CubeSpec) -> Iterator[_CutScan]:
+    """Cuts scan after scan, the next one while the caller scores the last: two in memory at most."""
+    with ThreadPoolExecutor(1) as reader:
+        ahead = reader.submit(_cut_scan, paths[0], candidates, spec)
+        for path in paths[1:]:
+            scan = ahead.result()
+            ahead = reader.submit(_cut_scan, path, candidates, spec)
+            yield scan
+        yield ahead.result()
+
+
+def _cut_scan(path: Path, candidates: pd.DataFrame, spec: CubeSpec) -> _CutScan:
+    uid = path.stem
+    own = candidates[candidates["seriesuid"] == uid]
+    try:
+        volume = read_volume(path)
+        points = own[COORDINATES].to_numpy()
+        inside = volume.grid.contains(points)
+        cubes = cut_cubes(volume, points[inside], spec)
+    except (InputError, OSError, MemoryError) as error:
+        return _CutScan(uid, own, None, [(uid, None, UNREADABLE, str(error))])
+    outside = [
+        (uid, int(row), OUTSIDE, f"The point {point.tolist()} mm lies outside the scan.")
+        for row, point in zip(own.index[~inside], points[~inside], strict=True)
+    ]
+    return _CutScan(uid, own[inside], cubes, outside)
+
+
+def _cube_spec(model: keras.Model, path: str | Path) -> CubeSpec:
+    """The cubes a model reads, from the shape of its input."""
+    shape = model.input_shape
+    if len(shape) != 5 or len(set(shape[1:4])) != 1 or shape[4] != 1 or model.output_shape != (None, 1):
+        raise InputError(
+            f"{path} is not a model from cubes to logits. Received: {shape} to {model.output_shape}; "
+            "expected (None, n, n, n, 1) to (None, 1)."
+        )
+    return CubeSpec(size_vox=shape[1])

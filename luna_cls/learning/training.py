@@ -1,0 +1,192 @@
+"""Trains one model on a cube store and leaves a run behind."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from luna_cls import __version__
+from luna_cls.cubes import augmentation
+from luna_cls.cubes.batches import ordered_batches, training_batches
+from luna_cls.cubes.folds import Split, split_by_fold
+from luna_cls.cubes.plan import Plan
+from luna_cls.cubes.store import CubeStore
+from luna_cls.errors import InputError
+from luna_cls.files import require_new, sha256, write_csv, write_json, write_text
+from luna_cls.judging.evaluation import no_skill_metrics
+from luna_cls.learning import losses, models
+from luna_cls.learning.callbacks import BestModel, ExactValidation, PlainLines, validation_metrics
+from luna_cls.learning.metrics import streaming_metrics
+from luna_cls.learning.precision import set_policy
+from luna_cls.settings import OptimizerSettings, Settings
+
+PREDICTION_COLUMNS = ("seriesuid", "coordX", "coordY", "coordZ", "probability", "logit", "class")
+
+
+def train(
+    store: CubeStore,
+    settings: Settings,
+    run: str | Path,
+    *,
+    force: bool = False,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Trains a model and writes the folder `run`.
+
+    It holds `settings.toml`, `environment.json`, `history.csv` (a row an epoch), `tensorboard/`, and of
+    the best epoch `model.keras`, `validation_predictions.csv` and `metrics.json`.
+
+    Args:
+        store: The cubes.
+        settings: Everything else.
+        run: The folder to make.
+        force: Replace it if it exists.
+        say: Prints a line of progress.
+
+    Returns:
+        What `metrics.json` holds: `best_epoch` (from 1), `validation` and `no_skill` metrics.
+
+    Raises:
+        InputError: If a setting does not fit the store, a set lacks one class, or `run` exists.
+    """
+    run, training = Path(run), settings.training
+    keras.utils.set_random_seed(settings.seed)
+    policy = set_policy(settings.precision)
+    loss = losses.get(settings.loss.name, **settings.loss.parameters)
+    model = models.get(settings.model.name, **{"size_vox": store.spec.size_vox, **settings.model.parameters})
+    split = split_by_fold(store.candidates, settings.split.validation_folds, settings.split.test_folds)
+    plan = _plan(store, split, settings)
+    labels = store.labels[split.validation]
+    if len(set(labels.tolist())) < 2:
+        raise InputError(
+            f"The validation set has {len(labels)} cubes of class {labels[0]} and none of the other: "
+            "nothing can be measured on it. Choose other validation folds."
+        )
+    no_skill = no_skill_metrics(labels)
+    _check_monitor(training.monitor, [f"val_{name}" for name in ("loss", *no_skill)])
+    require_new(run, force=force)
+    run.mkdir(parents=True)
+    write_text(run / "settings.toml", settings.to_toml())
+    write_json(run / "environment.json", _environment(store, policy))
+    say(_opening(split, plan, policy, model))
+
+    batches = ordered_batches(store, split.validation, training.batch_size)
+
+    def predict(net: keras.Model) -> NDArray[np.float64]:
+        return net.predict(batches, verbose=0).reshape(-1).astype(np.float64)
+
+    model.compile(_optimizer(settings.optimizer), loss, metrics=streaming_metrics())
+    best = BestModel(run / "model.keras", training.monitor)
+    callbacks = [ExactValidation(lambda: predict(model), labels, loss), best]
+    if training.patience is not None:
+        callbacks.append(
+            keras.callbacks.EarlyStopping(
+                training.monitor,
+                patience=training.patience,
+                mode="min" if training.monitor.endswith("loss") else "max",
+            )
+        )
+    callbacks += [
+        keras.callbacks.CSVLogger(run / "history.csv"),
+        keras.callbacks.TensorBoard(run / "tensorboard", histogram_freq=1, write_graph=False),
+        PlainLines(say, training.epochs, plan.steps * training.batch_size),
+    ]
+    augmentations = [
+        getattr(augmentation, name) for name, wanted in settings.augmentation.model_dump().items() if wanted
+    ]
+    model.fit(
+        training_batches(store, plan, range(training.epochs), augmentations),
+        epochs=training.epochs,
+        steps_per_epoch=plan.steps,
+        callbacks=callbacks,
+        shuffle=False,  # the plan has shuffled
+        verbose=0,
+    )
+
+    logits = predict(models.load(run / "model.keras"))
+    result = {
+        "best_epoch": best.epoch + 1,
+        "monitor": training.monitor,
+        "validation": validation_metrics(labels, logits, loss),
+        "no_skill": no_skill,
+    }
+    write_csv(
+        run / "validation_predictions.csv", predictions_table(store.candidates.iloc[split.validation], logits)
+    )
+    write_json(run / "metrics.json", result)
+    return result
+
+
+def predictions_table(candidates: pd.DataFrame, logits: NDArray[np.float64]) -> pd.DataFrame:
+    """A LUNA16 submission of candidates `(n)` and their logits `(n,)`, with `class` where it is known."""
+    # Through float64, so that probabilities near 0 and 1 stay apart.
+    table = candidates.assign(probability=1 / (1 + np.exp(-logits)), logit=logits)
+    return table[[name for name in PREDICTION_COLUMNS if name in table.columns]]
+
+
+def _check_monitor(monitor: str, known: list[str]) -> None:
+    if monitor not in known:
+        raise InputError(f"Unknown training.monitor '{monitor}'. Known: {', '.join(known)}.")
+
+
+def _plan(store: CubeStore, split: Split, settings: Settings) -> Plan:
+    is_nodule = store.labels[split.train] == 1
+    return Plan(
+        negatives=split.train[~is_nodule],
+        positives=split.train[is_nodule],
+        batch_size=settings.training.batch_size,
+        seed=settings.seed,
+        steps_per_epoch=settings.training.steps_per_epoch,
+        positives_per_batch=settings.sampling.positives_per_batch,
+    )
+
+
+def _optimizer(settings: OptimizerSettings) -> keras.optimizers.Optimizer:
+    optimizer = keras.optimizers.AdamW(
+        keras.optimizers.schedules.ExponentialDecay(
+            settings.learning_rate, settings.decay_steps, settings.decay_rate, staircase=settings.staircase
+        ),
+        beta_1=settings.beta_1,
+        beta_2=settings.beta_2,
+        epsilon=settings.epsilon,
+        weight_decay=settings.weight_decay,
+    )
+    if not settings.decay_biases_and_normalization:
+        optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    return optimizer
+
+
+def _opening(split: Split, plan: Plan, policy: str, model: keras.Model) -> str:
+    nodules = len(plan.positives)
+    return (
+        f"{len(split.train)} training cubes, {nodules} of them nodules "
+        f"(1 in {len(split.train) / nodules:.0f}); "
+        f"{len(split.validation)} validation cubes; {plan.steps} steps an epoch; "
+        f"{model.name}, {model.count_params():,} parameters, {policy}"
+    )
+
+
+def _environment(store: CubeStore, policy: str) -> dict[str, Any]:
+    """What may change a result beside the settings."""
+    backend = keras.backend.backend()
+    return {
+        "versions": {
+            "luna_cls": __version__,
+            "python": platform.python_version(),
+            "keras": keras.__version__,
+            backend: version(backend),
+            "numpy": np.__version__,
+        },
+        "backend": backend,
+        "dtype_policy": policy,
+        "devices": keras.distribution.list_devices(),
+        "store": {"candidates_sha256": sha256(store.path / "candidates.csv"), "rows": len(store.candidates)},
+    }

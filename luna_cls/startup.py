@@ -1,0 +1,36 @@
+"""Loads TensorFlow without its chatter."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+def load_tensorflow_quietly() -> None:
+    """Imports TensorFlow and Keras and looks for devices, with what C++ prints on the way discarded.
+
+    Messages that no Python setting silences go straight to file descriptor 2, so that is where they are
+    caught. Errors are raised as ever.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    with _without_file_descriptor_2():
+        import keras  # noqa: F401
+        import tensorflow as tf
+
+        tf.config.list_physical_devices()
+
+
+@contextmanager
+def _without_file_descriptor_2() -> Iterator[None]:
+    sys.stderr.flush()
+    kept = os.dup(2)
+    sink = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(sink, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(sink)
