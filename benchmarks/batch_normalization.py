@@ -66,7 +66,10 @@ def main() -> None:
             for name, net in nets.items():
                 speeds[name].append(cubes_per_second(net, cubes, labels, options.steps))
         fused, stock = np.median(speeds["fused"]), np.median(speeds["keras"])
-        print(f"{precision:15} fused {fused:6.1f} cubes/s   keras {stock:6.1f} cubes/s   ratio {fused / stock:.2f}")
+        print(
+            f"{precision:15} fused {fused:6.1f} cubes/s   keras {stock:6.1f} cubes/s   "
+            f"ratio {fused / stock:.2f}"
+        )
 
 
 if __name__ == "__main__":

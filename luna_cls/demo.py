@@ -15,7 +15,7 @@ from luna_cls.scans.phantom import write_phantom
 from luna_cls.settings import load_settings
 from luna_cls.startup import load_tensorflow_quietly
 
-NUM_SCANS = 30
+NUM_SCANS = 24
 SEED = 0
 
 Progress = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
@@ -24,7 +24,7 @@ def available_cores() -> int:
 
 def run_in_processes(
     function: Callable[[Job], Result], jobs: Sequence[Job], workers: int | None = None
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Yields the result of every job as it is done, in any order.
 
     On Ctrl-C the workers finish the jobs they hold, start no other, and the interrupt goes on up.
@@ -52,7 +52,7 @@ def run_in_processes(
         except BrokenProcessPool as error:
             raise InputError(
                 "A worker process was killed, most likely for want of memory. "
-                "Run the same command again with fewer --workers; it goes on where it stopped."
+                "Run the same command again with fewer --workers."
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

@@ -46,7 +46,7 @@ class CubeSpec:
     @property
     def offsets_mm(self) -> Floats:
         """Distance of each voxel's centre from the cube's centre along one axis, `(size_vox,)`."""
-        return (np.arange(self.size_vox) - (self.size_vox - 1) / 2) * self.spacing_mm
+        return np.asarray(np.arange(self.size_vox) - (self.size_vox - 1) / 2, float) * self.spacing_mm
 
 
 def cut_cubes(volume: CTVolume, centers_xyz_mm: ArrayLike, spec: CubeSpec | None = None) -> NDArray[np.int16]:
@@ -123,7 +123,7 @@ class _Axis:
     def __init__(self, centers_vox: Floats, offsets_vox: Floats, length: int) -> None:
         positions = centers_vox[:, None] + offsets_vox
         self._is_outside = (positions < -0.5) | (positions > length - 0.5)
-        self._any_outside = self._is_outside.any(axis=1)
+        self._any_outside = np.asarray(self._is_outside.any(axis=1))
         positions = positions.clip(0, length - 1)
         lower = np.floor(positions).astype(np.intp)
         upper = np.minimum(lower + 1, length - 1)

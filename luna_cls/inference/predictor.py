@@ -23,6 +23,8 @@ from luna_cls.scans.volume import find_scans, read_volume
 
 BATCH_SIZE = 128
 
+Failure = tuple[str, int | None, str, str]  # FAILURE_COLUMNS
+
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
@@ -48,7 +50,7 @@ class _CutScan:
     series_uid: str
     candidates: pd.DataFrame
     cubes: NDArray[np.int16] | None
-    failures: list[tuple[str, int | None, str, str]]
+    failures: list[Failure]
 
 
 def predict(
@@ -134,7 +136,7 @@ def _cut_scan(path: Path, candidates: pd.DataFrame, spec: CubeSpec) -> _CutScan:
         cubes = cut_cubes(volume, points[inside], spec)
     except (InputError, OSError, MemoryError) as error:
         return _CutScan(uid, own, None, [(uid, None, UNREADABLE, str(error))])
-    outside = [
+    outside: list[Failure] = [
         (uid, int(row), OUTSIDE, f"The point {point.tolist()} mm lies outside the scan.")
         for row, point in zip(own.index[~inside], points[~inside], strict=True)
     ]

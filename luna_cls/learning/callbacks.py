@@ -54,13 +54,13 @@ class BestModel(keras.callbacks.Callback):
         super().__init__()
         self._path, self._monitor = path, monitor
         self._sign = -1.0 if monitor.endswith("loss") else 1.0
-        self.epoch: int | None = None
+        self.epoch = -1
         self.value = -np.inf
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Saves the model if it is the best so far."""
         value = self._sign * float((logs or {})[self._monitor])
-        if self.epoch is None or value > self.value:
+        if self.epoch < 0 or value > self.value:
             self.epoch, self.value = epoch, value
             models.save(self.model, self._path)
 

@@ -24,6 +24,7 @@ def seed_cnn(
     filters: Sequence[Positive] = (16, 32, 64, 128),
     dense_units: Positive = 512,
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.4,
+    normalization_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99,
 ) -> keras.Sequential:
     """The forum's 3D CNN: blocks of two convolutions, then a dense head that speaks logits.
 
@@ -32,6 +33,8 @@ def seed_cnn(
         filters: Filters of each block; a block halves every edge.
         dense_units: Units of the hidden dense layer.
         dropout: Share of its outputs dropped in training.
+        normalization_momentum: How slowly the statistics used in inference follow the batches'. At 0.99
+            they need some 500 steps to arrive; before that validation says nothing of the model.
 
     Returns:
         A model from int16 HU `(batch, z, y, x, 1)` to float32 logits `(batch, 1)`. The window,
@@ -44,20 +47,24 @@ def seed_cnn(
         raise InputError(
             f"model.filters: {len(filters)} blocks halve a cube of {size_vox} voxels to nothing. Name fewer."
         )
+
+    def normalization() -> keras.Layer:
+        return FusedBatchNormalization(momentum=normalization_momentum)
+
     layers: list[keras.Layer] = [keras.Input((size_vox,) * 3 + (1,), dtype="int16"), *_window()]
     for count in filters:
         layers += [
             keras.layers.Conv3D(count, 3, padding="same", activation="relu"),
-            FusedBatchNormalization(),
+            normalization(),
             keras.layers.Conv3D(count, 3, padding="same", activation="relu"),
-            FusedBatchNormalization(),
+            normalization(),
             keras.layers.MaxPool3D(2),
-            FusedBatchNormalization(),
+            normalization(),
         ]
     layers += [
         keras.layers.GlobalAveragePooling3D(),
         keras.layers.Dense(dense_units, activation="relu"),
-        FusedBatchNormalization(),
+        normalization(),
         keras.layers.Dropout(dropout),
         keras.layers.Dense(1, dtype="float32", name="logit"),
     ]

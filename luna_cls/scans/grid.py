@@ -82,7 +82,7 @@ class Grid:
         """Which of the world points `(n, 3)` lie in the scan: within half a voxel of a centre."""
         points_zyx_vox = self.to_voxel_zyx(points_xyz_mm)
         upper = np.asarray(self.shape_zyx) - 0.5
-        return ((points_zyx_vox >= -0.5) & (points_zyx_vox <= upper)).all(axis=-1)
+        return np.asarray(((points_zyx_vox >= -0.5) & (points_zyx_vox <= upper)).all(axis=-1))
 
     def world_step_zyx_vox(self) -> Floats:
         """`(3, 3)` matrix: voxel steps (rows z, y, x) of one mm along world z, y and x (columns).

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -108,7 +109,7 @@ def find_scans(paths: Iterable[str | Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def _to_hu(values: NDArray[np.generic]) -> NDArray[np.int16]:
+def _to_hu(values: NDArray[Any]) -> NDArray[np.int16]:
     if values.dtype != np.int16:
         limits = np.iinfo(np.int16)
         values = np.clip(np.nan_to_num(np.rint(values), nan=AIR_HU), limits.min, limits.max)
