@@ -104,12 +104,10 @@ def phantom(
     force: Force = False,
 ) -> int:
     """Make synthetic chest CTs with nodules and look-alikes, laid out as LUNA16."""
-    from luna_cls.files import require_new
     from luna_cls.scans.phantom import write_phantom
 
-    require_new(out, force=force)
     with _progress("Making scans") as on_progress:
-        write_phantom(out, scans, seed, workers=workers, progress=on_progress)
+        write_phantom(out, scans, seed, workers=workers, force=force, progress=on_progress)
     _print_path(out)
     return DONE
 
@@ -198,12 +196,10 @@ def evaluate(
     force: Force = False,
 ) -> int:
     """Score predictions as LUNA16 does: FROC and CPM."""
-    from luna_cls.files import require_new
     from luna_cls.judging.evaluation import evaluate_submission
     from luna_cls.reports.terminal import print_froc, print_metrics
 
-    require_new(out, force=force)
-    result = evaluate_submission(predictions, annotations, out, excluded, seriesuids)
+    result = evaluate_submission(predictions, annotations, out, excluded, seriesuids, force=force)
     if "metrics" in result:
         print_metrics(_out, str(predictions), result["metrics"], result["no_skill"], result["froc"]["cpm"])
     print_froc(_out, result["froc"])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from luna_cls.cubes.store import prepare
-from luna_cls.files import require_new, write_text
+from luna_cls.files import clear, require_new, write_text
 from luna_cls.scans.luna16 import LunaTree
 from luna_cls.scans.phantom import write_phantom
 from luna_cls.settings import load_settings
@@ -46,7 +46,10 @@ def run(out: Path, *, force: bool, say: Callable[[str], None], progress: Progres
     Raises:
         InputError: If `out` exists.
     """
-    require_new(out, force=force)
+    require_new(out, force=force, sign="demo.toml")
+    settings = load_settings("demo")
+    clear(out)
+    write_text(out / "demo.toml", settings.to_toml())
     paths = {
         "scans": out / "phantom",
         "cubes": out / "store",
@@ -54,7 +57,6 @@ def run(out: Path, *, force: bool, say: Callable[[str], None], progress: Progres
         "findings": out / "findings",
         "evaluation": out / "evaluation",
     }
-    settings = load_settings("demo")
     with progress("Making scans") as on_progress:
         write_phantom(paths["scans"], NUM_SCANS, SEED, progress=on_progress)
     tree = LunaTree.open(paths["scans"])

@@ -68,10 +68,17 @@ def read_csv(path: Path, columns: tuple[str, ...], what: str) -> pd.DataFrame:
     if not path.is_file():
         raise InputError(f"No {what} file at {path}. Give the path of a CSV with {','.join(columns)}.")
     try:
-        table = pd.read_csv(path, dtype={"seriesuid": str}, float_precision="round_trip")
+        # Blank lines are kept at first, so that the index tells the line.
+        table = pd.read_csv(path, dtype={"seriesuid": str}, skip_blank_lines=False)
     except (ValueError, UnicodeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{path} cannot be read as a CSV of {what}: {reason}.") from error
+    if not isinstance(table.index, pd.RangeIndex):
+        raise InputError(
+            f"{path}: rows have more cells than the header line has columns. A CSV of {what} has "
+            f"{','.join(columns)}."
+        )
+    table = table.dropna(how="all")
     missing = [name for name in columns if name not in table.columns]
     if missing:
         raise InputError(
@@ -85,13 +92,16 @@ def read_csv(path: Path, columns: tuple[str, ...], what: str) -> pd.DataFrame:
             rule = "be a series UID"
         else:
             numbers = pd.to_numeric(values, errors="coerce")
-            bad = ~numbers.between(-1e12, 1e12)
+            bad = ~(numbers.isin([0, 1]) if name == "class" else numbers.between(-1e12, 1e12))
             table[name] = numbers
-            rule = "be a finite number"
+            rule = "be 0 or 1" if name == "class" else "be a finite number"
         if bad.any():
             row = int(bad.to_numpy().argmax())
-            raise InputError(f"{path}, line {row + 2}: {name} must {rule}. Received: {values.iloc[row]!s}.")
-    return table
+            received = " ".join(str(values.iloc[row]).split())[:80]
+            raise InputError(
+                f"{path}, line {table.index[row] + 2}: {name} must {rule}. Received: {received}."
+            )
+    return table.reset_index(drop=True)
 
 
 def sha256(path: Path) -> str:
@@ -100,20 +110,51 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def require_new(path: Path, *, force: bool) -> None:
-    """Refuses an output that exists; with `force` it is deleted.
+def require_new(path: Path, *, force: bool, sign: str) -> None:
+    """Refuses an output folder that exists; with `force`, one that is no earlier output of its kind.
+
+    Nothing is deleted here: `clear` does that once what replaces it is sure.
+
+    Args:
+        path: The folder to be made.
+        force: Whether an earlier output may be replaced.
+        sign: A file that every output of this kind has from its beginning.
 
     Raises:
-        InputError: If `path` exists and `force` is false.
+        InputError: If `path` must not be replaced.
     """
     if not path.exists():
         return
     if not force:
         raise InputError(f"{path} exists already. Choose another path, or pass --force to replace it.")
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
+    is_empty = path.is_dir() and not any(path.iterdir())
+    if not is_empty and not (path / sign).is_file():
+        raise InputError(
+            f"{path} is not replaced, even by --force: it has no {sign}, so it is no earlier output of this "
+            "command. Choose another path."
+        )
+
+
+def clear(path: Path) -> None:
+    """Deletes a folder that `require_new` let pass, if it is there."""
+    if path.is_symlink():
         path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Yields an empty folder beside `path`; it takes that place once the block succeeds, else it goes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary.mkdir()
+    try:
+        yield temporary
+        clear(path)
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _without_nan(value: Any) -> Any:

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import TypeVar
 
 from luna_cls.errors import InputError
@@ -45,8 +46,9 @@ def run_in_processes(
         return
     context = multiprocessing.get_context("spawn")  # the parent has threads: fork would copy their locks
     with ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker) as pool:
-        futures = [pool.submit(function, job) for job in jobs]
         try:
+            with _interrupts_held_back():
+                futures = [pool.submit(function, job) for job in jobs]
             for future in as_completed(futures):
                 yield future.result()
         except BrokenProcessPool as error:
@@ -56,6 +58,19 @@ def run_in_processes(
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _interrupts_held_back() -> Generator[None]:
+    """Processes started in the block never see Ctrl-C; this one sees it at the end."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_worker() -> None:

@@ -47,6 +47,9 @@ class Plan:
                     f"No training cube is a {kind}: one class alone cannot be told apart. "
                     "Add scans that hold the other, or change the folds."
                 )
+        for name, number in (("batch_size", self.batch_size), ("steps_per_epoch", self.steps_per_epoch)):
+            if number is not None and number < 1:
+                raise InputError(f"training.{name} must be at least 1. Received: {number}.")
         k = self.positives_per_batch
         if k is not None and not 0 < k < self.batch_size:
             raise InputError(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -18,7 +20,7 @@ from numpy.typing import NDArray
 from luna_cls.cubes.cutting import CubeSpec, cut_cubes
 from luna_cls.cubes.folds import assign_folds
 from luna_cls.errors import InputError
-from luna_cls.files import require_new, write_csv, write_json
+from luna_cls.files import clear, read_csv, require_new, write_csv, write_json
 from luna_cls.processes import run_in_processes
 from luna_cls.scans.luna16 import CANDIDATE_COLUMNS, COORDINATES, LunaTree
 from luna_cls.scans.volume import read_volume
@@ -55,16 +57,18 @@ class CubeStore:
         path = Path(path)
         if not (path / "store.json").is_file():
             raise InputError(f"{path} is no cube store. Make one: luna-cls prepare LUNA_DIR {path}")
-        facts = json.loads((path / "store.json").read_text(encoding="utf-8"))
-        if facts["format"] != FORMAT:
-            raise InputError(f"{path} has store format {facts['format']}; this version reads {FORMAT}.")
-        candidates = pd.read_csv(
-            path / "candidates.csv", dtype={"seriesuid": str}, float_precision="round_trip"
-        )
-        store = cls(path, CubeSpec(**facts["spec"]), candidates)
-        if store.cubes.shape != (len(candidates), *store.spec.shape_zyx):
+        try:
+            facts = json.loads((path / "store.json").read_text(encoding="utf-8"))
+            made_by, spec = facts["format"], CubeSpec(**facts["spec"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}/store.json is damaged: {error!r}. Prepare it again.") from error
+        if made_by != FORMAT:
+            raise InputError(f"{path} has store format {made_by}; this version reads {FORMAT}.")
+        candidates = read_csv(path / "candidates.csv", (*CANDIDATE_COLUMNS, "fold"), "candidates")
+        store = cls(path, spec, candidates)
+        if store.cubes.shape != (len(candidates), *store.spec.shape_zyx) or store.cubes.dtype != np.int16:
             raise InputError(
-                f"{path}: cubes.npy has shape {store.cubes.shape}, "
+                f"{path}: cubes.npy has shape {store.cubes.shape} of {store.cubes.dtype}, "
                 f"candidates.csv {len(candidates)} rows. Prepare it again."
             )
         return store
@@ -118,7 +122,7 @@ def prepare(
         InputError: If `out` exists, `OUT.partial` was begun from other inputs, or nothing could be cut.
     """
     out, spec = Path(out), spec or CubeSpec()
-    require_new(out, force=force)
+    require_new(out, force=force, sign="store.json")
     candidates = candidates[list(CANDIDATE_COLUMNS)].reset_index(drop=True)
     work = _Workplace(out.with_name(out.name + ".partial"))
     work.begin(_request(tree, candidates, spec), (len(candidates), *spec.shape_zyx), force=force)
@@ -130,6 +134,7 @@ def prepare(
         if uid in tree.scan_paths
     ]
     waiting = [job for job in jobs if not work.is_done(job.scan_path.stem)]
+    work.check_room(sum(len(job.rows) for job in waiting) * 2 * math.prod(spec.shape_zyx))
     done = len(jobs) - len(waiting)
     if on_progress:
         on_progress(done, len(jobs))
@@ -143,6 +148,7 @@ def prepare(
     }
     table, failures = _describe(candidates, rows_of, outcomes, assign_folds(rows_of, tree.subsets))
     if not (table["status"] == OK).any():
+        shutil.rmtree(work.root)
         raise InputError(f"Not one cube could be cut. The first reason: {failures['reason'].iloc[0]}")
     write_csv(work.store / "candidates.csv", table)
     write_csv(work.store / "failures.csv", failures)
@@ -179,21 +185,51 @@ class _Workplace:
         """Makes the place, or goes on in it if the same request began it."""
         request_path = self.root / "request.json"
         if request_path.is_file():
-            if json.loads(request_path.read_text(encoding="utf-8")) == request:
+            if json.loads(request_path.read_text(encoding="utf-8")) == request and self.cubes_path.is_file():
                 return
             if not force:
                 raise InputError(
                     f"{self.root} was begun from other scans, candidates or cubes. "
                     "Pass --force to start over, or choose another path."
                 )
+        elif (
+            self.root.exists()
+            and not force
+            and {path.name for path in self.root.iterdir()} - {"store", "done"}
+        ):
+            raise InputError(f"{self.root} is in the way. Remove it, or choose another path.")
         if self.root.exists():
             shutil.rmtree(self.root)
         self.store.mkdir(parents=True)
         (self.root / "done").mkdir()
+        # Sparse: rows that are never cut take no room.
         np.lib.format.open_memmap(self.cubes_path, mode="w+", dtype=np.int16, shape=shape).flush()
         write_json(request_path, request)
 
+    def check_room(self, needed_bytes: int) -> None:
+        """Refuses a disk on which the cubes still to be cut have no room."""
+        free_bytes = shutil.disk_usage(self.root).free
+        if needed_bytes > free_bytes:
+            raise InputError(
+                f"{self.root} needs {needed_bytes / 1e6:,.1f} MB more; the disk has "
+                f"{free_bytes / 1e6:,.1f} MB. Make room, or choose another disk."
+            )
+
+    def write_cubes(self, rows: NDArray[np.intp], cubes: NDArray[np.int16]) -> None:
+        """Puts cubes into the array, onto the disk.
+
+        Through the file, not a memory map: on a full disk this raises, writing to a map is fatal.
+        """
+        offset = np.load(self.cubes_path, mmap_mode="r").offset
+        with self.cubes_path.open("r+b", buffering=0) as file:
+            for row, cube in zip(rows.tolist(), cubes, strict=True):
+                os.pwrite(file.fileno(), cube.tobytes(), offset + row * cube.nbytes)
+            os.fsync(file.fileno())
+
     def finish(self, out: Path) -> None:
+        for leftover in self.store.glob(".*"):  # of a process that was killed while it wrote
+            leftover.unlink()
+        clear(out)
         self.store.rename(out)
         shutil.rmtree(self.root)
 
@@ -218,9 +254,7 @@ def _cut_scan(job: _Job) -> None:
     except (InputError, OSError, MemoryError) as error:
         outcome = {"status": UNREADABLE, "reason": str(error), "outside": []}
     else:
-        cubes = np.load(job.work.cubes_path, mmap_mode="r+")
-        cubes[job.rows[inside]] = cut
-        cubes.flush()
+        job.work.write_cubes(job.rows[inside], cut)
         outcome = {"status": OK, "reason": "", "outside": job.rows[~inside].tolist()}
     write_json(job.work.outcome_path(job.scan_path.stem), outcome)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import keras
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from luna_cls.cubes.cutting import CubeSpec, cut_cubes
 from luna_cls.cubes.store import FAILURE_COLUMNS, OUTSIDE, UNREADABLE
 from luna_cls.errors import InputError
-from luna_cls.files import require_new, write_csv
+from luna_cls.files import require_new, whole_folder, write_csv
 from luna_cls.learning import models
 from luna_cls.learning.training import predictions_table
 from luna_cls.scans.luna16 import COORDINATES, read_candidates
@@ -23,6 +23,7 @@ from luna_cls.scans.volume import find_scans, read_volume
 
 BATCH_SIZE = 128
 
+Cubes = NDArray[np.int16]  # (n, z, y, x), HU
 Failure = tuple[str, int | None, str, str]  # FAILURE_COLUMNS
 
 
@@ -45,11 +46,10 @@ class Prediction:
 
 @dataclass(frozen=True, eq=False)
 class _CutScan:
-    """One scan's candidates and cubes, or why there are none."""
+    """One scan's candidates and their cubes, or why there are none."""
 
-    series_uid: str
     candidates: pd.DataFrame
-    cubes: NDArray[np.int16] | None
+    cubes: Cubes | None
     failures: list[Failure]
 
 
@@ -79,40 +79,71 @@ def predict(
         InputError: If an input is missing or wrong, or no candidate is in any of the scans.
     """
     out = Path(out)
+    require_new(out, force=force, sign="failures.csv")
     paths = find_scans(scans)
+    uids = [path.stem for path in paths]
+    twice = next((uid for uid in uids if uids.count(uid) > 1), None)
+    if twice:
+        raise InputError(f"Two of the scan files are called {twice}. Name each scan once.")
     candidates = read_candidates(Path(candidates_path), labelled=False)
-    in_scans = candidates["seriesuid"].isin([path.stem for path in paths])
+    in_scans = candidates["seriesuid"].isin(uids)
     if not in_scans.any():
         raise InputError(
             f"No candidate in {candidates_path} belongs to a scan given. Received: scans "
-            f"{paths[0].stem}, ...; candidates of {candidates['seriesuid'].iloc[0]}, ..."
+            f"{uids[0]}, ...; candidates of {candidates['seriesuid'].iloc[0]}, ..."
         )
     model = models.load(model_path)
     spec = _cube_spec(model, model_path)
-    require_new(out, force=force)
 
-    tables, failures = [], []
-    for done, scan in enumerate(_cut_ahead(paths, candidates, spec)):
+    read: list[_CutScan] = []
+
+    def cubes_of_scans() -> Iterator[Cubes]:
+        for done, scan in enumerate(_cut_ahead(paths, candidates, spec)):
+            if on_progress:
+                on_progress(done, len(paths))
+            read.append(replace(scan, cubes=None))
+            if scan.cubes is not None:
+                yield scan.cubes
         if on_progress:
-            on_progress(done, len(paths))
-        failures += scan.failures
-        if scan.cubes is not None and len(scan.cubes):
-            logits = model.predict(scan.cubes[..., None], batch_size=BATCH_SIZE, verbose=0)
-            table = predictions_table(scan.candidates, logits.reshape(-1).astype(np.float64))
-            tables.append(table.sort_values("logit", ascending=False, kind="stable"))
-    if on_progress:
-        on_progress(len(paths), len(paths))
-    if not tables:
+            on_progress(len(paths), len(paths))
+
+    logits = _score(model, cubes_of_scans(), spec)
+    failures = [failure for scan in read for failure in scan.failures]
+    if not len(logits):
         raise InputError(f"Not one candidate could be scored. The first reason: {failures[0][3]}")
+    findings = predictions_table(pd.concat([scan.candidates for scan in read]), logits)
+    order = pd.Categorical(findings["seriesuid"], categories=uids, ordered=True)
+    findings = findings.assign(order=order).sort_values(
+        ["order", "logit"], ascending=[True, False], kind="stable", ignore_index=True
+    )
     unread = sum(row is None for _, row, _, _ in failures)
     result = Prediction(
-        pd.concat(tables, ignore_index=True),
+        findings.drop(columns="order"),
         pd.DataFrame(failures, columns=list(FAILURE_COLUMNS)).astype({"row": "Int64"}),
         len(paths) - unread,
     )
-    write_csv(out / "failures.csv", result.failures)
-    write_csv(out / "findings.csv", result.findings)
+    with whole_folder(out) as folder:
+        write_csv(folder / "failures.csv", result.failures)
+        write_csv(folder / "findings.csv", result.findings)
     return result
+
+
+def _score(model: keras.Model, arrays: Iterable[Cubes], spec: CubeSpec) -> NDArray[np.float64]:
+    """Logits `(n,)` of all cubes in order, in batches of one size that run on from scan to scan."""
+    batch = np.zeros((BATCH_SIZE, *spec.shape_zyx, 1), np.int16)
+    logits, filled = [], 0
+    for cubes in arrays:
+        start = 0
+        while start < len(cubes):
+            taken = min(BATCH_SIZE - filled, len(cubes) - start)
+            batch[filled : filled + taken, ..., 0] = cubes[start : start + taken]
+            start, filled = start + taken, filled + taken
+            if filled == BATCH_SIZE:
+                logits.append(model.predict_on_batch(batch))
+                filled = 0
+    if filled:
+        logits.append(model.predict_on_batch(batch)[:filled])
+    return np.concatenate(logits).reshape(-1).astype(np.float64) if logits else np.empty(0)
 
 
 def _cut_ahead(paths: list[Path], candidates: pd.DataFrame, spec: CubeSpec) -> Iterator[_CutScan]:
@@ -135,12 +166,12 @@ def _cut_scan(path: Path, candidates: pd.DataFrame, spec: CubeSpec) -> _CutScan:
         inside = volume.grid.contains(points)
         cubes = cut_cubes(volume, points[inside], spec)
     except (InputError, OSError, MemoryError) as error:
-        return _CutScan(uid, own, None, [(uid, None, UNREADABLE, str(error))])
+        return _CutScan(own[:0], None, [(uid, None, UNREADABLE, str(error))])
     outside: list[Failure] = [
         (uid, int(row), OUTSIDE, f"The point {point.tolist()} mm lies outside the scan.")
         for row, point in zip(own.index[~inside], points[~inside], strict=True)
     ]
-    return _CutScan(uid, own[inside], cubes, outside)
+    return _CutScan(own[inside], cubes, outside)
 
 
 def _cube_spec(model: keras.Model, path: str | Path) -> CubeSpec:

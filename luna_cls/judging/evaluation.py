@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from luna_cls.errors import InputError
-from luna_cls.files import read_csv, write_csv, write_json
+from luna_cls.files import read_csv, require_new, whole_folder, write_csv, write_json
 from luna_cls.judging import froc
 
 POINT_COLUMNS = ("seriesuid", "coordX", "coordY", "coordZ")
@@ -102,8 +102,10 @@ def evaluate_submission(
     out: Path,
     excluded: Path | None = None,
     series_uids: Path | None = None,
+    *,
+    force: bool = False,
 ) -> dict[str, Any]:
-    """Scores a submission file and writes `froc.json` and `froc.csv` into the folder `out`.
+    """Scores a submission file and makes the folder `out` with `froc.json` and `froc.csv`.
 
     Without `series_uids`, the scans are those that the submission names. If the submission has a
     column `class`, `metrics.json` holds the `binary_metrics` of its rows and those of always saying no.
@@ -112,8 +114,9 @@ def evaluate_submission(
         `froc` and, where labels are known, `metrics` and `no_skill`.
 
     Raises:
-        InputError: If a file is wrong or no nodule can be found in the listed scans.
+        InputError: If a file is wrong, no nodule is in the listed scans, or `out` exists.
     """
+    require_new(out, force=force, sign="froc.json")
     marks = read_submission(submission)
     uids = read_series_uids(series_uids) if series_uids else marks["seriesuid"].unique().tolist()
     curve = froc.evaluate(
@@ -124,20 +127,16 @@ def evaluate_submission(
         scores = marks["logit"] if "logit" in marks.columns else marks["probability"] - 0.5
         result["metrics"] = binary_metrics(marks["class"], scores)
         result["no_skill"] = no_skill_metrics(marks["class"])
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "froc.json", result["froc"])
-    write_csv(
-        out / "froc.csv",
-        pd.DataFrame(
-            {
-                "fps_per_scan": curve.fps_per_scan,
-                "sensitivity": curve.sensitivity,
-                "threshold": curve.threshold,
-            }
-        ),
-    )
-    if "metrics" in result:
-        write_json(out / "metrics.json", {name: result[name] for name in ("metrics", "no_skill")})
+    points = {
+        "fps_per_scan": curve.fps_per_scan,
+        "sensitivity": curve.sensitivity,
+        "threshold": curve.threshold,
+    }
+    with whole_folder(out) as folder:
+        write_json(folder / "froc.json", result["froc"])
+        write_csv(folder / "froc.csv", pd.DataFrame(points))
+        if "metrics" in result:
+            write_json(folder / "metrics.json", {name: result[name] for name in ("metrics", "no_skill")})
     return result
 
 

@@ -20,7 +20,7 @@ from luna_cls.cubes.folds import Split, split_by_fold
 from luna_cls.cubes.plan import Plan
 from luna_cls.cubes.store import CubeStore
 from luna_cls.errors import InputError
-from luna_cls.files import require_new, sha256, write_csv, write_json, write_text
+from luna_cls.files import clear, require_new, sha256, write_csv, write_json, write_text
 from luna_cls.judging.evaluation import no_skill_metrics
 from luna_cls.learning import losses, models
 from luna_cls.learning.callbacks import BestModel, ExactValidation, PlainLines, validation_metrics
@@ -58,6 +58,7 @@ def train(
         InputError: If a setting does not fit the store, a set lacks one class, or `run` exists.
     """
     run, training = Path(run), settings.training
+    require_new(run, force=force, sign="settings.toml")
     keras.utils.set_random_seed(settings.seed)
     policy = set_policy(settings.precision)
     loss = losses.get(settings.loss.name, **settings.loss.parameters)
@@ -72,7 +73,7 @@ def train(
         )
     no_skill = no_skill_metrics(labels)
     _check_monitor(training.monitor, [f"val_{name}" for name in ("loss", *no_skill)])
-    require_new(run, force=force)
+    clear(run)
     run.mkdir(parents=True)
     write_text(run / "settings.toml", settings.to_toml())
     write_json(run / "environment.json", _environment(store, policy))

@@ -92,10 +92,4 @@ def read_candidates(path: Path, *, labelled: bool = True) -> pd.DataFrame:
         raise InputError(f"{path} lists no candidate. Give at least one point under its header line.")
     if "class" not in table.columns:
         return table[list(POINT_COLUMNS)]
-    wrong = ~table["class"].isin([0, 1])
-    if wrong.any():
-        row = int(wrong.to_numpy().argmax())
-        raise InputError(
-            f"{path}, line {row + 2}: class must be 0 or 1. Received: {table['class'].iloc[row]}."
-        )
     return table[list(CANDIDATE_COLUMNS)].astype({"class": int})

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,7 +13,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from luna_cls.errors import InputError
-from luna_cls.files import write_csv
+from luna_cls.files import require_new, whole_folder, write_csv
 from luna_cls.processes import run_in_processes
 from luna_cls.scans.grid import Grid
 from luna_cls.scans.phantom.acquisition import Acquisition
@@ -43,6 +40,7 @@ def write_phantom(
     seed: int,
     *,
     workers: int | None = None,
+    force: bool = False,
     progress: Callable[[int, int], None] | None = None,
     acquisition: Acquisition | None = None,
 ) -> Path:
@@ -54,10 +52,11 @@ def write_phantom(
     whole or not at all. A scan takes about 5 s of one core and 0.8 GB.
 
     Args:
-        out: The folder to make; it must not exist.
+        out: The folder to make.
         num_scans: How many scans; at least 1.
         seed: Not negative. Same seed, same bytes.
         workers: Processes; by default one for each core. With 1, no process is started.
+        force: Replace an earlier phantom at `out`.
         progress: Called with the number of scans done and of all scans, after each one.
         acquisition: The scanner's settings; by default those of `Acquisition`.
 
@@ -65,30 +64,25 @@ def write_phantom(
         `out`.
 
     Raises:
-        InputError: If `num_scans` or `workers` is below 1, or `seed` below 0.
+        InputError: If `num_scans` or `workers` is below 1, or `seed` below 0,
+            or `out` exists.
     """
     for name, value, least in (("num_scans", num_scans, 1), ("workers", workers, 1), ("seed", seed, 0)):
         if value is not None and value < least:
             raise InputError(f"{name} must be at least {least}. Received: {value}.")
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
-    try:
+    require_new(out, force=force, sign="seriesuids.csv")
+    tables = {}
+    with whole_folder(out) as folder:
         for name in (*(f"subset{number}" for number in range(NUM_SUBSETS)), LUNGS_FOLDER):
-            (partial / name).mkdir()
-        jobs = [_Job(partial, seed, index, acquisition or Acquisition()) for index in range(num_scans)]
-        tables = {}
+            (folder / name).mkdir()
+        jobs = [_Job(folder, seed, index, acquisition or Acquisition()) for index in range(num_scans)]
         # Closed in any case, so that no worker writes on once the folder is removed.
         with closing(run_in_processes(_write_scan, jobs, workers)) as results:
             for index, table in results:
                 tables[index] = table
                 if progress is not None:
                     progress(len(tables), num_scans)
-        _write_tables(partial, [tables[index] for index in range(num_scans)])
-        partial.chmod(0o777 & ~_umask())
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        _write_tables(folder, [tables[index] for index in range(num_scans)])
     return out
 
 
@@ -124,9 +118,3 @@ def _write_tables(folder: Path, tables: list[ScanTables]) -> None:
     write_csv(folder / "annotations.csv", pd.concat(annotations, ignore_index=True))
     write_csv(folder / "candidates_V2.csv", pd.concat(candidates, ignore_index=True))
     (folder / "seriesuids.csv").write_text("".join(f"{uid}\n" for uid in uids), encoding="utf-8")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
