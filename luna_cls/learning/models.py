@@ -48,24 +48,27 @@ def seed_cnn(
             f"model.filters: {len(filters)} blocks halve a cube of {size_vox} voxels to nothing. Name fewer."
         )
 
-    def normalization() -> keras.Layer:
-        return FusedBatchNormalization(momentum=normalization_momentum)
+    def normalization(name: str) -> keras.Layer:
+        return FusedBatchNormalization(momentum=normalization_momentum, name=name)
 
-    layers: list[keras.Layer] = [keras.Input((size_vox,) * 3 + (1,), dtype="int16"), *_window()]
-    for count in filters:
+    layers: list[keras.Layer] = [keras.Input((size_vox,) * 3 + (1,), dtype="int16", name="hu"), *_window()]
+    for block, count in enumerate(filters, 1):
+        for half in "ab":
+            layers += [
+                keras.layers.Conv3D(
+                    count, 3, padding="same", activation="relu", name=f"block{block}_conv_{half}"
+                ),
+                normalization(f"block{block}_norm_{half}"),
+            ]
         layers += [
-            keras.layers.Conv3D(count, 3, padding="same", activation="relu"),
-            normalization(),
-            keras.layers.Conv3D(count, 3, padding="same", activation="relu"),
-            normalization(),
-            keras.layers.MaxPool3D(2),
-            normalization(),
+            keras.layers.MaxPool3D(2, name=f"block{block}_pool"),
+            normalization(f"block{block}_norm_pooled"),
         ]
     layers += [
-        keras.layers.GlobalAveragePooling3D(),
-        keras.layers.Dense(dense_units, activation="relu"),
-        normalization(),
-        keras.layers.Dropout(dropout),
+        keras.layers.GlobalAveragePooling3D(name="head_average"),
+        keras.layers.Dense(dense_units, activation="relu", name="head_dense"),
+        normalization("head_norm"),
+        keras.layers.Dropout(dropout, name="head_dropout"),
         keras.layers.Dense(1, dtype="float32", name="logit"),
     ]
     return keras.Sequential(layers, name="seed_cnn")

@@ -1,0 +1,64 @@
+import keras
+import numpy as np
+import pytest
+
+from luna_cls.judging.evaluation import binary_metrics
+from luna_cls.learning import losses
+from luna_cls.learning.callbacks import BestModel, ExactValidation, PlainLines
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("monitor", "values", "best_epoch"),
+    [
+        ("val_auc", [0.5, 0.9, 0.7], 1),
+        ("val_loss", [0.5, 0.2, 0.7], 1),
+        ("val_auc", [0.5, 0.9, 0.9], 1),
+        ("val_auc", [0.5, NAN, 0.4], 0),
+        ("val_precision", [NAN, NAN, 0.1], 2),
+    ],
+    ids=["more", "less loss", "tie", "NaN later", "NaN first"],
+)
+def test_the_best_epoch_is_kept(tmp_path, monitor, values, best_epoch):
+    """The first epoch of the best value is kept; NaN (nothing was called a nodule yet) is never best."""
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
+    best = BestModel(tmp_path / "model.keras", monitor)
+    best.set_model(model)
+
+    for epoch, value in enumerate(values):
+        model.set_weights([np.full((1, 1), float(epoch))])
+        best.on_epoch_end(epoch, {monitor: value})
+
+    kept = keras.saving.load_model(tmp_path / "model.keras").get_weights()
+    assert best.epoch == best_epoch
+    assert kept == [[[best_epoch]]]
+
+
+def test_exact_validation_adds_to_the_logs():
+    """The logs gain val_loss and every binary metric as val_*; what was there stays."""
+    labels, logits = np.array([1, 0, 0]), np.array([2.0, -1.0, 1.0])
+    logs = {"loss": 0.5}
+
+    ExactValidation(lambda: logits, labels, losses.get("bce")).on_epoch_end(0, logs)
+
+    expected = {f"val_{name}": value for name, value in binary_metrics(labels, logits).items()}
+    cross_entropy = (np.log1p(np.exp(-2)) + np.log1p(np.exp(-1)) + np.log1p(np.exp(1))) / 3
+    assert logs.pop("val_loss") == pytest.approx(cross_entropy, rel=1e-6)
+    assert logs == {"loss": 0.5, **expected}
+
+
+def test_an_epoch_is_one_plain_line():
+    """The line holds the epoch, both losses and the three metrics that tell most."""
+    lines = []
+    callback = PlainLines(lines.append, epochs=15, cubes_per_epoch=100)
+    logs = {"loss": 0.5, "val_loss": 0.25, "val_balanced_accuracy": 0.75, "val_auc": 0.875}
+
+    callback.on_epoch_begin(1)
+    callback.on_epoch_end(1, logs | {"val_average_precision": 0.125})
+
+    assert lines[0].startswith(
+        "epoch  2/15  loss 0.5000  val_loss 0.2500"
+        "  val_balanced_accuracy 0.750  val_auc 0.875  val_average_precision 0.125"
+    )
+    assert lines[0].endswith(" cubes/s")

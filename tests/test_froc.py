@@ -1,0 +1,232 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from luna_cls.errors import InputError
+from luna_cls.judging import froc
+from luna_cls.judging.evaluation import read_annotations, read_series_uids, read_submission
+
+POINT = ["seriesuid", "coordX", "coordY", "coordZ"]
+
+
+def _marks(*rows):
+    """Marks on the x axis: (scan, x mm, probability) each."""
+    return pd.DataFrame([(uid, x, 0.0, 0.0, p) for uid, x, p in rows], columns=[*POINT, "probability"])
+
+
+def _spheres(*rows):
+    """Annotations on the x axis: (scan, x mm, diameter mm) each."""
+    return pd.DataFrame([(uid, x, 0.0, 0.0, d) for uid, x, d in rows], columns=[*POINT, "diameter_mm"])
+
+
+def _points(curve):
+    return list(zip(curve.fps_per_scan.tolist(), curve.sensitivity.tolist(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("x_mm", "is_hit"), [(4.999, True), (5.0, False), (-4.999, True), (-5.0, False)], ids=str
+)
+def test_a_mark_hits_strictly_inside_the_radius(x_mm, is_hit):
+    """A nodule of 10 mm is hit at 4.999 mm from its centre, not at 5."""
+    curve = froc.evaluate(_marks(("a", x_mm, 0.9)), _spheres(("a", 0, 10)), ["a"])
+
+    assert curve.counts["true_positives"] == int(is_hit)
+    assert curve.counts["false_positives"] == int(not is_hit)
+    assert curve.counts["false_negatives"] == int(not is_hit)
+
+
+def test_distance_is_measured_along_all_three_axes():
+    """A mark at (3, 3, 3) mm is 5.196 mm away: outside a sphere of 10.39 mm, inside one of 10.40."""
+    mark = pd.DataFrame([("a", 3.0, 3.0, 3.0, 0.9)], columns=[*POINT, "probability"])
+
+    outside = froc.evaluate(mark, _spheres(("a", 0, 10.39)), ["a"])
+    inside = froc.evaluate(mark, _spheres(("a", 0, 10.40)), ["a"])
+
+    assert (outside.counts["true_positives"], inside.counts["true_positives"]) == (0, 1)
+
+
+def test_nodules_come_before_excluded_findings():
+    """A mark inside both a nodule and an excluded sphere finds the nodule."""
+    curve = froc.evaluate(_marks(("a", 0, 0.9)), _spheres(("a", 0, 10)), ["a"], _spheres(("a", 0, 10)))
+
+    assert curve.counts["true_positives"] == 1
+    assert curve.counts["ignored"] == 0
+
+
+def test_a_mark_on_an_excluded_finding_alone_is_ignored():
+    """Of marks at 0, 50 and 80 mm, the excluded sphere at 50 takes the second, the third is false."""
+    marks = _marks(("a", 0, 0.9), ("a", 50, 0.8), ("a", 80, 0.7))
+
+    curve = froc.evaluate(marks, _spheres(("a", 0, 10)), ["a"], _spheres(("a", 50, 10)))
+
+    assert curve.counts == {
+        "true_positives": 1,
+        "false_positives": 1,
+        "false_negatives": 0,
+        "ignored": 1,
+        "doubles": 0,
+        "candidates": 3,
+    }
+    assert _points(curve) == [(0, 0), (0, 1), (1, 1)]
+
+
+@pytest.mark.parametrize(("x_mm", "is_ignored"), [(4.999, True), (5.0, False)], ids=str)
+def test_diameter_minus_1_stands_for_10_mm(x_mm, is_ignored):
+    """An excluded finding of unknown size swallows marks nearer than 5 mm."""
+    curve = froc.evaluate(
+        _marks(("a", 100 + x_mm, 0.9)), _spheres(("a", 0, 10)), ["a"], _spheres(("a", 100, -1))
+    )
+
+    assert curve.counts["ignored"] == int(is_ignored)
+    assert curve.counts["false_positives"] == int(not is_ignored)
+
+
+def test_a_nodule_takes_its_best_hit_and_the_others_leave_the_pool():
+    """Hits of 0.3, 0.9 and 0.5 on one nodule: found at 0.9, two doubles, no false positive."""
+    marks = _marks(("a", 1, 0.3), ("a", 0, 0.9), ("a", 2, 0.5))
+
+    curve = froc.evaluate(marks, _spheres(("a", 0, 10)), ["a"])
+
+    assert curve.counts["true_positives"] == 1
+    assert curve.counts["doubles"] == 2
+    assert curve.counts["false_positives"] == 0
+    assert curve.threshold.tolist() == [np.inf, 0.9]
+
+
+def test_one_mark_may_find_two_nodules():
+    """A mark between nodules at 0 and 6 mm, 10 mm wide each, finds both."""
+    curve = froc.evaluate(_marks(("a", 3, 0.9)), _spheres(("a", 0, 10), ("a", 6, 10)), ["a"])
+
+    assert curve.counts["true_positives"] == 2
+    assert _points(curve) == [(0, 0), (0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("tied", "kept"),
+    [(0, 100), (1, 100), (2, 99), (31, 70), (130, 0)],
+    ids=["no tie", "one at it", "two at it", "31 at it", "all equal"],
+)
+def test_marks_above_the_101st_probability_are_kept(tied, kept):
+    """Of 130 marks, those strictly above the 101st highest stay; ties at it all go."""
+    probability = np.linspace(0.99, 0.10, 130)
+    probability[max(101 - tied, 0) : 101] = probability[100]
+    if tied == 130:
+        probability[:] = 0.5
+    marks = _marks(*[("a", 1000 + 20 * i, p) for i, p in enumerate(probability)])
+
+    curve = froc.evaluate(marks, _spheres(("a", 0, 10)), ["a"])
+
+    assert curve.counts["candidates"] == kept
+    assert curve.counts["false_positives"] == kept
+
+
+def test_a_hundred_marks_all_stay():
+    """The rule begins at 101 marks: a hundred, equal ones included, count."""
+    marks = _marks(*[("a", 1000 + 20 * i, 0.5) for i in range(100)])
+
+    assert froc.evaluate(marks, _spheres(("a", 0, 10)), ["a"]).counts["candidates"] == 100
+
+
+def test_scans_without_marks_and_missed_nodules_stay_in_the_denominators():
+    """Four scans, one false positive: 1/4 a scan; two nodules, one found: sensitivity 1/2 for good."""
+    marks = _marks(("a", 0, 0.9), ("a", 90, 0.4))
+
+    curve = froc.evaluate(marks, _spheres(("a", 0, 10), ("b", 0, 10)), ["a", "b", "c", "d"])
+
+    assert (curve.num_scans, curve.num_nodules) == (4, 2)
+    assert _points(curve) == [(0, 0), (0, 0.5), (0.25, 0.5)]
+    assert curve.counts["false_negatives"] == 1
+
+
+def test_rows_of_unlisted_scans_are_ignored():
+    """Marks, nodules and excluded findings of scan z change nothing if z is not listed."""
+    listed = froc.evaluate(_marks(("a", 0, 0.9)), _spheres(("a", 0, 10)), ["a"], _spheres(("a", 50, 10)))
+    all_rows = froc.evaluate(
+        _marks(("a", 0, 0.9), ("z", 0, 0.8), ("z", 90, 0.7)),
+        _spheres(("a", 0, 10), ("z", 0, 10)),
+        ["a"],
+        _spheres(("a", 50, 10), ("z", 90, 10)),
+    )
+
+    assert all_rows.summary() == listed.summary()
+
+
+def test_the_curve_is_linear_between_points_and_flat_past_the_last():
+    """Points (0, 0), (1, 1/2), (2, 1) give 1/4 at 1/2, 3/4 at 3/2 and 1 at 8; CPM by hand 0.6964."""
+    # At 0.9 one false positive and one nodule appear together, at 0.8 another of each; one scan.
+    marks = _marks(("a", 0, 0.9), ("a", 500, 0.9), ("a", 100, 0.8), ("a", 600, 0.8))
+
+    curve = froc.evaluate(marks, _spheres(("a", 0, 10), ("a", 100, 10)), ["a"])
+
+    assert _points(curve) == [(0, 0), (1, 0.5), (2, 1)]
+    assert [curve.sensitivity_at(rate) for rate in (0.5, 1.5, 8)] == [0.25, 0.75, 1.0]
+    assert curve.cpm == pytest.approx((1 / 16 + 1 / 8 + 1 / 4 + 1 / 2 + 1 + 1 + 1) / 7)
+
+
+def test_no_marks_at_all_score_nothing():
+    """An empty submission has sensitivity 0 everywhere and CPM 0."""
+    curve = froc.evaluate(_marks(), _spheres(("a", 0, 10)), ["a"])
+
+    assert _points(curve) == [(0, 0)]
+    assert curve.cpm == 0
+
+
+@pytest.mark.parametrize(
+    ("series_uids", "message"), [([], "list of scans is empty"), (["z"], "No annotated nodule")], ids=str
+)
+def test_an_undefined_score_is_refused(series_uids, message):
+    """Without a listed scan, or without a nodule in one, there is no sensitivity."""
+    with pytest.raises(InputError, match=message):
+        froc.evaluate(_marks(("a", 0, 0.9)), _spheres(("a", 0, 10)), series_uids)
+
+
+@pytest.fixture(scope="module")
+def luna16(real_data):
+    folder = real_data / "luna16"
+    return {
+        "golden": json.loads((real_data / "golden" / "froc.json").read_text()),
+        "marks": read_submission(folder / "submission_dpn26.csv"),
+        "annotations": read_annotations(folder / "annotations.csv"),
+        "excluded": read_annotations(folder / "annotations_excluded.csv"),
+        "series_uids": read_series_uids(folder / "seriesuids.csv"),
+    }
+
+
+@pytest.mark.real_data
+def test_a_real_submission_scores_as_officially(luna16):
+    """55,677 marks on 888 scans: the official script's counts, sensitivities to 4 digits and CPM to 5."""
+    curve = froc.evaluate(luna16["marks"], luna16["annotations"], luna16["series_uids"], luna16["excluded"])
+
+    golden, actual = luna16["golden"], curve.summary()
+    assert actual["counts"] == golden["counts"]
+    assert actual["num_scans"] == 888
+    assert actual["num_nodules"] == 1186
+    assert actual["sensitivity_at_fps"] == pytest.approx(golden["sensitivity_at_fps"], abs=5e-5)
+    assert actual["cpm"] == pytest.approx(golden["cpm"], abs=5e-6)
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(
+    "departure",
+    [
+        "excluded list ignored",
+        "probabilities rounded to 2 decimals",
+        "only the 601 scans with a nodule",
+    ],
+)
+def test_departures_cost_what_they_cost_officially(luna16, departure):
+    """Each way of scoring the same file otherwise gives the CPM that the official script gives."""
+    marks, uids, excluded = luna16["marks"], luna16["series_uids"], luna16["excluded"]
+    if departure == "excluded list ignored":
+        excluded = None
+    elif departure == "probabilities rounded to 2 decimals":
+        marks = marks.assign(probability=marks["probability"].round(2))
+    else:
+        uids = luna16["annotations"]["seriesuid"].unique().tolist()
+        assert len(uids) == 601
+
+    curve = froc.evaluate(marks, luna16["annotations"], uids, excluded)
+
+    assert curve.cpm == pytest.approx(luna16["golden"]["departures_on_the_same_file"][departure], abs=5e-4)

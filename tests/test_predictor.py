@@ -1,0 +1,241 @@
+import shutil
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+
+from luna_cls.cubes.store import prepare
+from luna_cls.errors import InputError
+from luna_cls.inference.predictor import predict
+from luna_cls.learning import models
+from luna_cls.learning.training import train
+from luna_cls.scans.luna16 import LunaTree
+from luna_cls.settings import load_settings
+
+POINT = ["seriesuid", "coordX", "coordY", "coordZ"]
+TINY = (
+    "precision=float32",
+    "split.validation_folds=[3]",
+    "model.filters=[4]",
+    "model.dense_units=4",
+    "training.epochs=1",
+    "training.batch_size=8",
+    "training.steps_per_epoch=4",
+)
+
+
+@pytest.fixture(scope="module")
+def run(small_tree, tmp_path_factory):
+    """A run of one epoch on folds 0 to 2 of the small tree, validated on fold 3."""
+    folder = tmp_path_factory.mktemp("run")
+    tree = LunaTree.open(small_tree)
+    store = prepare(tree, tree.candidates(), folder / "store", workers=1)
+    train(store, load_settings("seed", TINY), folder / "run", say=[].append)
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def predicted(run, small_tree, tmp_path_factory):
+    """All four scans, read from their folder: what predict returned and the folder it wrote."""
+    out = tmp_path_factory.mktemp("predicted") / "out"
+    return predict(run / "model.keras", [small_tree], small_tree / "candidates_V2.csv", out), out
+
+
+@pytest.fixture
+def tree(small_tree, tmp_path):
+    """A copy of the small tree, to spoil."""
+    return shutil.copytree(small_tree, tmp_path / "tree")
+
+
+def _truncate(tree, subset):
+    """Cuts the data of the subset's scan in half; returns its UID."""
+    (header,) = (tree / f"subset{subset}").glob("*.mhd")
+    (data,) = (path for path in header.parent.glob(f"{header.stem}.*raw"))
+    data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
+    return header.stem
+
+
+def _read(path):
+    return pd.read_csv(path, dtype={"seriesuid": str, "row": "Int64"})
+
+
+def test_every_candidate_becomes_a_finding(predicted, small_tree):
+    """Four scans of ten candidates give forty findings, each point and its class once."""
+    prediction, _ = predicted
+
+    candidates = _read(small_tree / "candidates_V2.csv")[[*POINT, "class"]].sort_values(POINT)
+    findings = prediction.findings[[*POINT, "class"]].sort_values(POINT)
+    assert prediction.num_scans == 4
+    assert prediction.failures.empty
+    pd.testing.assert_frame_equal(findings.reset_index(drop=True), candidates.reset_index(drop=True))
+
+
+def test_findings_are_ranked_scan_by_scan(predicted):
+    """The scans come in their files' order, and in each the most probable finding first."""
+    findings = predicted[0].findings
+
+    assert list(findings["seriesuid"].unique()) == [f"1.2.826.0.{n}" for n in (1, 2, 3, 4)]
+    for _, own in findings.groupby("seriesuid"):
+        assert own["logit"].is_monotonic_decreasing
+        assert np.ptp(own["logit"]) > 0
+    np.testing.assert_allclose(findings["probability"], 1 / (1 + np.exp(-findings["logit"])), rtol=1e-12)
+
+
+def test_the_files_hold_what_is_returned(predicted):
+    """findings.csv and failures.csv read back equal to the last bit, and are all there is."""
+    prediction, out = predicted
+
+    assert sorted(path.name for path in out.iterdir()) == ["failures.csv", "findings.csv"]
+    pd.testing.assert_frame_equal(_read(out / "findings.csv"), prediction.findings, check_exact=True)
+    assert list(_read(out / "failures.csv").columns) == ["seriesuid", "row", "status", "reason"]
+
+
+def test_predictions_are_those_of_training(predicted, run):
+    """For the validation scan, logits are those train wrote for the same candidates."""
+    expected = _read(run / "validation_predictions.csv")
+
+    both = expected.merge(predicted[0].findings, on=POINT, suffixes=("_trained", ""))
+
+    assert len(both) == 10
+    np.testing.assert_allclose(both["logit"], both["logit_trained"], rtol=1e-5, atol=1e-6)
+
+
+def test_files_and_folders_give_the_same(predicted, run, small_tree, tmp_path):
+    """Naming the four files is as good as naming the folder they lie in."""
+    scans = sorted(small_tree.rglob("*.mhd"))
+
+    made = predict(run / "model.keras", scans, small_tree / "candidates_V2.csv", tmp_path / "out")
+
+    pd.testing.assert_frame_equal(made.findings, predicted[0].findings)
+
+
+def test_candidates_without_class_give_findings_without(predicted, run, small_tree, tmp_path):
+    """An unlabelled CSV leaves the column class out and changes no logit."""
+    _read(small_tree / "candidates_V2.csv")[POINT].to_csv(tmp_path / "points.csv", index=False)
+
+    made = predict(run / "model.keras", [small_tree], tmp_path / "points.csv", tmp_path / "out")
+
+    assert list(made.findings.columns) == [*POINT, "probability", "logit"]
+    pd.testing.assert_frame_equal(made.findings, predicted[0].findings.drop(columns="class"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("subset", [1, 3], ids=["raw", "zraw"])
+def test_a_truncated_scan_is_listed_and_the_rest_finishes(run, tree, run_cli, tmp_path, subset):
+    """luna-cls predict ends with 3, thirty findings, and the truncated scan with a reason."""
+    uid = _truncate(tree, subset)
+    out = tmp_path / "out"
+
+    done = run_cli(
+        "predict", run / "model.keras", tree, "--candidates", tree / "candidates_V2.csv", "--out", out
+    )
+
+    failures = _read(out / "failures.csv")
+    assert done.returncode == 3
+    assert "failures.csv" in done.stderr.splitlines()[-1]
+    assert done.stdout == f"{out / 'findings.csv'}\n"
+    assert len(_read(out / "findings.csv")) == 30
+    assert failures[["seriesuid", "status"]].to_numpy().tolist() == [[uid, "unreadable"]]
+    assert failures["row"].isna().all()
+    assert "truncated" in failures["reason"][0]
+
+
+def test_a_candidate_outside_its_scan_is_listed(run, tree, tmp_path):
+    """A point a kilometre away is named by its row, counted from 0; the other forty are scored."""
+    candidates = _read(tree / "candidates_V2.csv")
+    stray = pd.DataFrame([["1.2.826.0.2", 1e6, 0.0, 0.0, 0]], columns=[*POINT, "class"])
+    pd.concat([candidates[:7], stray, candidates[7:]]).to_csv(tmp_path / "c.csv", index=False)
+
+    made = predict(run / "model.keras", [tree], tmp_path / "c.csv", tmp_path / "out")
+
+    assert len(made.findings) == 40
+    assert made.num_scans == 4
+    assert made.failures[["seriesuid", "row", "status"]].to_numpy().tolist() == [
+        ["1.2.826.0.2", 7, "outside"]
+    ]
+    assert "1000000.0" in made.failures["reason"][0]
+
+
+def test_a_scan_without_candidates_has_no_findings(run, tree, tmp_path):
+    """Candidates of one scan among four give that scan's ten findings and no failure."""
+    candidates = _read(tree / "candidates_V2.csv")
+    candidates[candidates["seriesuid"] == "1.2.826.0.3"].to_csv(tmp_path / "c.csv", index=False)
+
+    made = predict(run / "model.keras", [tree], tmp_path / "c.csv", tmp_path / "out")
+
+    assert made.findings["seriesuid"].value_counts().to_dict() == {"1.2.826.0.3": 10}
+    assert made.failures.empty
+
+
+def test_progress_counts_scans(run, small_tree, tmp_path):
+    """It is told 0 of 4 at the start and 4 of 4 at the end."""
+    told = []
+
+    predict(
+        run / "model.keras",
+        [small_tree],
+        small_tree / "candidates_V2.csv",
+        tmp_path / "out",
+        on_progress=lambda done, total: told.append((done, total)),
+    )
+
+    assert told == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_candidates_of_other_scans_alone_are_refused(run, small_tree, tmp_path):
+    """If no candidate is in any scan given, both sides are named and nothing is written."""
+    (tmp_path / "c.csv").write_text("seriesuid,coordX,coordY,coordZ\n9.9.9,1,2,3\n")
+
+    with pytest.raises(InputError, match=r"belongs to a scan given.*1\.2\.826\.0\.1.*9\.9\.9"):
+        predict(run / "model.keras", [small_tree], tmp_path / "c.csv", tmp_path / "out")
+
+    assert not (tmp_path / "out").exists()
+
+
+def test_if_no_scan_can_be_read_the_reason_is_told(run, tree, tmp_path):
+    """With its only scan truncated, a prediction is refused with the reason, and nothing is written."""
+    _truncate(tree, 1)
+
+    with pytest.raises(InputError, match=r"Not one candidate could be scored.*truncated"):
+        predict(run / "model.keras", [tree / "subset1"], tree / "candidates_V2.csv", tmp_path / "out")
+
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("shape", "units"),
+    [
+        ((31,), 1),
+        ((31, 31, 30, 1), 1),
+        ((31, 31, 31, 2), 1),
+        ((31, 31, 31, 1), 2),
+        ((None, None, None, 1), 1),
+    ],
+    ids=["flat", "no cube", "two channels", "two logits", "any size"],
+)
+def test_a_model_of_another_shape_is_refused(small_tree, tmp_path, shape, units):
+    """A model that does not go from cubes of one size to a logit is refused with its shapes."""
+    inputs = keras.Input(shape)
+    pooled = keras.layers.GlobalAveragePooling3D()(inputs) if len(shape) > 1 else inputs
+    models.save(keras.Model(inputs, keras.layers.Dense(units)(pooled)), tmp_path / "model.keras")
+
+    with pytest.raises(InputError, match=r"model\.keras is not a model from cubes to logits") as refusal:
+        predict(tmp_path / "model.keras", [small_tree], small_tree / "candidates_V2.csv", tmp_path / "out")
+
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_earlier_prediction_is_kept_unless_forced(predicted, run, small_tree, tmp_path):
+    """An output that exists is refused untouched; with force it is replaced as a whole."""
+    out = shutil.copytree(predicted[1], tmp_path / "out")
+    (out / "precious").touch()
+    arguments = (run / "model.keras", [small_tree], small_tree / "candidates_V2.csv", out)
+
+    with pytest.raises(InputError, match="out exists already"):
+        predict(*arguments)
+    assert (out / "precious").exists()
+
+    predict(*arguments, force=True)
+    assert sorted(path.name for path in out.iterdir()) == ["failures.csv", "findings.csv"]

@@ -1,0 +1,40 @@
+import re
+import runpy
+import shlex
+from pathlib import Path
+
+import pytest
+
+from luna_cls.cli import app
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_python_example_runs(small_tree, tmp_path, monkeypatch):
+    """The example cuts one cube of 31 x 31 x 31 voxels, once its scan and point are at hand."""
+    scan = next(small_tree.glob("subset0/*.mhd"))
+    point = (small_tree / "candidates_V2.csv").read_text().splitlines()[1].split(",")[1:4]
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    code = code.replace('"scan.mhd"', repr(str(scan))).replace(
+        "[[56.2, 86.3, -115.9]]", f"[[{','.join(point)}]]"
+    )
+    (tmp_path / "example.py").write_text(code)
+
+    result = runpy.run_path(str(tmp_path / "example.py"))
+
+    assert result["cubes"].shape == (1, 31, 31, 31)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [line.strip() for line in README.replace("\\\n", " ").splitlines() if line.startswith("    luna-cls ")],
+)
+def test_a_command_of_the_readme_has_only_options_that_exist(line, run_cli):
+    """Every option of a command line in the README is one that the command's help names."""
+    _, command, *arguments = shlex.split(line)
+
+    shown = run_cli(command, "--help").stdout
+
+    for option in (argument for argument in arguments if argument.startswith("--")):
+        assert option in shown
+    assert command in {entry.callback.__name__ for entry in app.registered_commands}

@@ -1,0 +1,251 @@
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from luna_cls.cubes.cutting import CubeSpec, cut_cubes
+from luna_cls.cubes.store import CubeStore, prepare
+from luna_cls.errors import InputError
+from luna_cls.scans.luna16 import LunaTree
+from luna_cls.scans.volume import read_volume
+
+COORDINATES = ["coordX", "coordY", "coordZ"]
+FILES = ["candidates.csv", "cubes.npy", "failures.csv", "store.json"]
+FIRST, THIRD = "1.2.826.0.1", "1.2.826.0.3"  # of the scans of small_tree
+
+
+@pytest.fixture
+def tree(small_tree, tmp_path):
+    """A small tree of one's own, to break."""
+    return LunaTree.open(shutil.copytree(small_tree, tmp_path / "tree"))
+
+
+@pytest.fixture
+def copy(small_store, tmp_path):
+    """The folder of a whole store of one's own, to break."""
+    return shutil.copytree(small_store.path, tmp_path / "store")
+
+
+def _digests(folder):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def test_a_store_is_four_files(small_store):
+    """A store holds its facts, its table, its cubes and its failures, and no trace of the making."""
+    facts = json.loads((small_store.path / "store.json").read_text())
+
+    assert sorted(path.name for path in small_store.path.iterdir()) == FILES
+    assert not small_store.path.with_name("store.partial").exists()
+    assert facts == {
+        "format": 1, "spec": {"size_vox": 31, "spacing_mm": 1.0}, "dtype": "int16", "unit": "HU",
+        "cubes": 40, "nodules": 12, "scans": 4, "rows_without_cube": 0,
+    }  # fmt: skip
+
+
+def test_the_table_is_the_candidates_with_fold_and_status(small_store, small_tree):
+    """Rows keep the order, text and float64 of candidates_V2.csv; a fold is the scan's subset."""
+    tree = LunaTree.open(small_tree)
+    candidates = tree.candidates()
+
+    table = CubeStore.open(small_store.path).candidates
+
+    pd.testing.assert_frame_equal(table[list(candidates.columns)], candidates)
+    assert list(table.columns[-2:]) == ["fold", "status"]
+    assert table["fold"].tolist() == candidates["seriesuid"].map(tree.subsets).tolist()
+    assert (table["status"] == "ok").all()
+    assert small_store.labels.tolist() == candidates["class"].tolist()
+    assert small_store.failures.empty
+
+
+def test_row_i_is_cube_i(small_store, small_tree):
+    """Each of the 40 cubes is the one cut around its row's point, in a table that mixes the scans."""
+    tree = LunaTree.open(small_tree)
+    volumes = {uid: read_volume(path) for uid, path in tree.scan_paths.items()}
+    points = small_store.candidates[COORDINATES].to_numpy()
+    expected = [
+        cut_cubes(volumes[uid], point)[0]
+        for uid, point in zip(small_store.candidates["seriesuid"], points, strict=True)
+    ]
+
+    assert small_store.cubes.dtype == np.int16
+    np.testing.assert_array_equal(small_store.cubes, expected)
+    assert len({cube.tobytes() for cube in expected}) == 40
+
+
+def test_workers_do_not_change_a_byte(small_store, small_tree, tmp_path):
+    """Two processes make the files that one makes, and report each scan done."""
+    tree = LunaTree.open(small_tree)
+    out, reports = tmp_path / "store", []
+
+    prepare(tree, tree.candidates(), out, workers=2, on_progress=lambda *counts: reports.append(counts))
+
+    assert _digests(out) == _digests(small_store.path)
+    assert reports == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_cubes_of_another_size(tree, tmp_path):
+    """The spec is kept in the store and read back."""
+    prepare(tree, tree.candidates(), tmp_path / "store", CubeSpec(8, 0.5), workers=1)
+
+    store = CubeStore.open(tmp_path / "store")
+
+    assert store.spec == CubeSpec(8, 0.5)
+    assert store.cubes.shape == (40, 8, 8, 8)
+
+
+def _truncate_scan(tree, uid):
+    data_path = tree.scan_paths[uid].with_suffix(".raw")
+    data_path.write_bytes(data_path.read_bytes()[:-100])
+
+
+def test_a_truncated_scan_is_listed_and_the_rest_is_made(tree, small_store, tmp_path):
+    """The ten rows of a scan that cannot be read say so, failures.csv says why, thirty cubes are whole."""
+    _truncate_scan(tree, THIRD)
+
+    store = prepare(tree, tree.candidates(), tmp_path / "store", workers=1)
+
+    broken = (store.candidates["seriesuid"] == THIRD).to_numpy()
+    assert store.candidates.loc[broken, "status"].tolist() == ["unreadable"] * 10
+    assert store.candidates.loc[~broken, "status"].tolist() == ["ok"] * 30
+    assert not store.cubes[broken].any()
+    np.testing.assert_array_equal(store.cubes[~broken], small_store.cubes[~broken])
+    failure = store.failures.iloc[0]
+    assert len(store.failures) == 1
+    assert failure[["seriesuid", "status"]].tolist() == [THIRD, "unreadable"]
+    assert pd.isna(failure["row"])
+    assert f"{THIRD}.raw is truncated" in failure["reason"]
+    facts = json.loads((store.path / "store.json").read_text())
+    assert (facts["cubes"], facts["nodules"], facts["scans"], facts["rows_without_cube"]) == (30, 9, 3, 10)
+
+
+def test_a_scan_that_is_not_there_is_listed(tree, tmp_path):
+    """Rows of a UID without file have no cube, and a fold all the same."""
+    candidates = tree.candidates()
+    candidates.loc[7, "seriesuid"] = "9.9.9"
+
+    store = prepare(tree, candidates, tmp_path / "store", workers=1)
+
+    assert store.candidates["status"].tolist() == ["ok"] * 7 + ["no_scan"] + ["ok"] * 32
+    assert store.candidates["fold"].between(0, 9).all()
+    assert store.failures[["seriesuid", "status"]].to_numpy().tolist() == [["9.9.9", "no_scan"]]
+    assert "9.9.9.mhd" in store.failures["reason"][0]
+
+
+def test_a_point_outside_its_scan_is_listed_never_moved(tree, small_store, tmp_path):
+    """Row 5, moved 1 m away, has no cube; its neighbours in the same scan have theirs."""
+    candidates = tree.candidates()
+    candidates.loc[5, "coordX"] += 1000
+
+    store = prepare(tree, candidates, tmp_path / "store", workers=1)
+
+    assert store.candidates["status"].tolist() == ["ok"] * 5 + ["outside"] + ["ok"] * 34
+    assert store.candidates.loc[5, "coordX"] == candidates.loc[5, "coordX"]
+    assert not store.cubes[5].any()
+    np.testing.assert_array_equal(np.delete(store.cubes, 5, axis=0), np.delete(small_store.cubes, 5, axis=0))
+    assert store.failures[["row", "status"]].to_numpy().tolist() == [[5, "outside"]]
+    assert str(candidates.loc[5, "coordX"]) in store.failures["reason"][0]
+
+
+def test_a_store_without_a_single_cube_is_refused(tree, tmp_path):
+    """If nothing could be cut there is no store, the first reason is told, and nothing is in the way."""
+    with pytest.raises(InputError, match=r"Not one cube could be cut.*9\.9\.9\.mhd"):
+        prepare(tree, tree.candidates().assign(seriesuid="9.9.9"), tmp_path / "store", workers=1)
+
+    assert not (tmp_path / "store").exists()
+    assert len(prepare(tree, tree.candidates(), tmp_path / "store", workers=1).candidates) == 40
+
+
+def test_what_exists_is_not_overwritten_unasked(tree, copy):
+    """A store is replaced with force alone."""
+    before = _digests(copy)
+    candidates = tree.candidates().iloc[:3]
+
+    with pytest.raises(InputError, match="exists already"):
+        prepare(tree, candidates, copy, workers=1)
+    assert _digests(copy) == before
+    assert len(prepare(tree, candidates, copy, workers=1, force=True).candidates) == 3
+
+
+@pytest.mark.parametrize("place", [".", ".."], ids=["the tree itself", "the folder the tree is in"])
+def test_force_never_deletes_the_scans(tree, place):
+    """A store to be made where the scans lie is refused, forced or not."""
+    with pytest.raises(InputError):
+        prepare(tree, tree.candidates(), (tree.root / place).resolve(), workers=1, force=True)
+
+    assert tree.scan_paths[FIRST].is_file()
+
+
+def test_a_refused_force_keeps_the_old_store(tree, copy):
+    """A call that cannot start, for want of workers, leaves the store it was to replace."""
+    before = _digests(copy)
+
+    with pytest.raises(InputError, match="--workers must be at least 1"):
+        prepare(tree, tree.candidates(), copy, workers=0, force=True)
+
+    assert _digests(copy) == before
+
+
+def _edit_facts(folder, **changes):
+    path = folder / "store.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def _drop_last_row(folder):
+    lines = (folder / "candidates.csv").read_text().splitlines(keepends=True)
+    (folder / "candidates.csv").write_text("".join(lines[:-1]))
+
+
+def _truncate(path: Path):
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        shutil.rmtree,
+        lambda folder: (folder / "store.json").unlink(),
+        lambda folder: (folder / "store.json").write_text("{"),
+        lambda folder: (folder / "store.json").write_text("{}"),
+        lambda folder: _edit_facts(folder, format=2),
+        lambda folder: _edit_facts(folder, spec={"size_vox": 30, "spacing_mm": 1.0}),
+        lambda folder: (folder / "candidates.csv").unlink(),
+        lambda folder: (folder / "candidates.csv").write_text("seriesuid,class\n"),
+        _drop_last_row,
+        lambda folder: (folder / "cubes.npy").unlink(),
+        lambda folder: _truncate(folder / "cubes.npy"),
+        lambda folder: (folder / "cubes.npy").write_bytes(b"no array"),
+        lambda folder: np.save(folder / "cubes.npy", np.zeros((40, 31, 31, 31), np.float32)),
+    ],
+    ids=[
+        "no folder", "no facts", "facts cut off", "facts empty", "another format", "another size", "no table",
+        "another table", "a row less", "no cubes", "cubes cut off", "no array", "cubes of another type",
+    ],
+)  # fmt: skip
+def test_a_store_that_is_not_whole_is_refused(copy, damage):
+    """Whatever is missing, damaged or does not fit, one line names the store."""
+    damage(copy)
+
+    with pytest.raises(InputError) as refusal:
+        CubeStore.open(copy)
+
+    assert str(copy) in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.real_data
+def test_two_real_scans_give_157_cubes(real_data, tmp_path):
+    """The two LIDC scans give 157 cubes, 5 of nodules and 152 not, in folds 1 and 9, and no failure."""
+    tree = LunaTree.open(real_data / "lidc")
+
+    store = prepare(tree, tree.candidates(), tmp_path / "store")
+
+    assert store.cubes.shape == (157, 31, 31, 31)
+    assert np.bincount(store.labels).tolist() == [152, 5]
+    assert sorted(store.candidates["fold"].unique()) == [1, 9]
+    assert (store.candidates["status"] == "ok").all()
+    assert store.failures.empty
+    assert store.cubes.min() >= -1024

@@ -1,0 +1,277 @@
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from luna_cls.cubes.store import prepare
+from luna_cls.errors import InputError
+from luna_cls.files import sha256
+from luna_cls.judging.evaluation import binary_metrics, no_skill_metrics
+from luna_cls.learning import models
+from luna_cls.learning.training import train
+from luna_cls.scans.luna16 import LunaTree
+from luna_cls.settings import load_settings
+
+VALIDATION_FOLD = 3
+TINY = (
+    "seed=5",
+    "precision=float32",
+    f"split.validation_folds=[{VALIDATION_FOLD}]",
+    "augmentation.flips=true",
+    "model.filters=[4, 8]",
+    "model.dense_units=8",
+    "training.epochs=2",
+    "training.batch_size=8",
+    "training.steps_per_epoch=4",
+)
+STREAMED = {
+    "accuracy", "balanced_accuracy", "auc", "specificity_at_sensitivity_0.5",
+    "precision", "recall", "fn", "fp", "tn", "tp",
+}  # fmt: skip
+
+
+def _quiet(line):
+    """Says nothing."""
+
+
+def _tiny(*overrides):
+    return load_settings("seed", [*TINY, *overrides])
+
+
+@pytest.fixture(scope="module")
+def store(small_tree, tmp_path_factory):
+    """Forty cubes of four scans in folds 0 to 3, three of ten nodules in each."""
+    tree = LunaTree.open(small_tree)
+    return prepare(tree, tree.candidates(), tmp_path_factory.mktemp("store") / "store", workers=1)
+
+
+@pytest.fixture(scope="module")
+def trained(store, tmp_path_factory):
+    """A run of two epochs and the lines it said."""
+    lines = []
+    run = tmp_path_factory.mktemp("runs") / "run"
+    train(store, _tiny(), run, say=lines.append)
+    return run, lines
+
+
+@pytest.fixture
+def run(trained):
+    return trained[0]
+
+
+def _events(folder):
+    """What a TensorBoard folder holds: `{tag: (plugin, number of points)}`."""
+    events = EventAccumulator(str(folder), size_guidance={"tensors": 0}).Reload()
+    return {
+        tag: (events.SummaryMetadata(tag).plugin_data.plugin_name, len(events.Tensors(tag)))
+        for tag in events.Tags()["tensors"]
+    }
+
+
+def test_a_run_holds_what_the_design_names(run):
+    """The run folder has its seven entries, and nothing half-written."""
+    assert sorted(path.name for path in run.iterdir()) == [
+        "environment.json",
+        "history.csv",
+        "metrics.json",
+        "model.keras",
+        "settings.toml",
+        "tensorboard",
+        "validation_predictions.csv",
+    ]
+
+
+def test_its_settings_read_back(run):
+    """settings.toml, read as a recipe, gives the settings of the run."""
+    assert load_settings(str(run / "settings.toml")) == _tiny()
+
+
+def test_it_says_what_it_does(trained):
+    """The first line counts cubes, nodules and steps; then one line an epoch."""
+    _, lines = trained
+
+    assert lines[0].startswith(
+        "30 training cubes, 9 of them nodules (1 in 3); 10 validation cubes; 4 steps an epoch; seed_cnn"
+    )
+    assert [line.split("  ")[0] for line in lines[1:]] == ["epoch 1/2", "epoch 2/2"]
+    assert not any("\n" in line for line in lines)
+
+
+def test_its_environment_names_versions_and_data(run, store):
+    """environment.json has the versions, the policy, and the digest of the store's candidates."""
+    environment = json.loads((run / "environment.json").read_text())
+
+    assert environment["versions"]["keras"] == keras.__version__
+    assert environment["dtype_policy"] == "float32"
+    assert environment["store"] == {
+        "candidates_sha256": sha256(store.path / "candidates.csv"),
+        "rows": 40,
+    }
+
+
+def test_history_has_training_and_exact_validation_metrics(run):
+    """A row an epoch: the loss and the forum's ten metrics, and every exact metric as val_*."""
+    history = pd.read_csv(run / "history.csv")
+
+    exact = {f"val_{name}" for name in binary_metrics([0, 1], [0, 1])}
+    assert history["epoch"].tolist() == [0, 1]
+    assert set(history.columns) == {"epoch", "loss", "val_loss"} | STREAMED | exact
+    assert history[["tp", "fp", "tn", "fn"]].sum(axis=1).tolist() == [32, 32]
+    assert history[["val_tp", "val_fp", "val_tn", "val_fn"]].sum(axis=1).tolist() == [10, 10]
+
+
+def test_metrics_are_those_of_the_predictions_file(run):
+    """validation_predictions.csv gives metrics.json again, every metric exactly."""
+    table = pd.read_csv(run / "validation_predictions.csv")
+    metrics = json.loads((run / "metrics.json").read_text())
+
+    again = binary_metrics(table["class"], table["logit"])
+    loss = metrics["validation"].pop("loss")
+    expected = {name: None if np.isnan(value) else value for name, value in again.items()}
+    assert metrics["validation"] == expected
+    assert metrics["no_skill"]["balanced_accuracy"] == no_skill_metrics(table["class"])["balanced_accuracy"]
+    softplus = np.logaddexp(0, np.where(table["class"] == 1, -table["logit"], table["logit"]))
+    assert loss == pytest.approx(softplus.mean(), rel=1e-5)
+
+
+def test_metrics_are_those_of_the_best_epoch(run):
+    """The kept epoch is the first of the highest val_average_precision, and its metrics are in history."""
+    history = pd.read_csv(run / "history.csv")
+    metrics = json.loads((run / "metrics.json").read_text())
+
+    best = history["val_average_precision"].argmax()
+    assert metrics["monitor"] == "val_average_precision"
+    assert metrics["best_epoch"] == best + 1
+    assert metrics["validation"]["auc"] == history["val_auc"][best]
+    assert metrics["validation"]["loss"] == pytest.approx(history["val_loss"][best], rel=1e-5)
+
+
+def test_predictions_are_a_submission_of_the_validation_scan(run, store):
+    """One row for each of the fold's ten candidates, in the store's order, probability = sigmoid(logit)."""
+    table = pd.read_csv(run / "validation_predictions.csv", dtype={"seriesuid": str})
+
+    rows = store.candidates[store.candidates["fold"] == VALIDATION_FOLD].reset_index(drop=True)
+    points = ["seriesuid", "coordX", "coordY", "coordZ"]
+    assert list(table.columns) == [*points, "probability", "logit", "class"]
+    pd.testing.assert_frame_equal(table[[*points, "class"]], rows[[*points, "class"]])
+    np.testing.assert_allclose(table["probability"], 1 / (1 + np.exp(-table["logit"])), rtol=1e-12)
+
+
+def test_the_model_gives_the_predictions_again(run, store):
+    """model.keras, loaded, gives the logits of validation_predictions.csv."""
+    cubes = store.cubes[store.candidates["fold"] == VALIDATION_FOLD]
+
+    actual = models.load(run / "model.keras").predict(cubes[..., None], verbose=0)
+
+    expected = pd.read_csv(run / "validation_predictions.csv")["logit"]
+    assert np.ptp(expected) > 0
+    np.testing.assert_allclose(actual[:, 0], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_tensorboard_draws_curves_and_weights(run):
+    """Curves, and histograms of the kernels of four convolutions and two dense layers, have two points."""
+    training, validation = _events(run / "tensorboard" / "train"), _events(run / "tensorboard" / "validation")
+
+    for tag in ("epoch_loss", "epoch_auc", "epoch_balanced_accuracy"):
+        assert training[tag] == ("scalars", 2)
+    for tag in ("epoch_loss", "epoch_auc", "epoch_average_precision"):
+        assert validation[tag] == ("scalars", 2)
+    kernels = [tag for tag in training if "kernel" in tag]
+    assert len(kernels) == 6
+    assert {training[tag] for tag in kernels} == {("histograms", 2)}
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_history(run, store, tmp_path):
+    """Trained again, history.csv has the same bytes."""
+    train(store, _tiny(), tmp_path / "same", say=_quiet)
+
+    assert (tmp_path / "same" / "history.csv").read_bytes() == (run / "history.csv").read_bytes()
+
+
+@pytest.mark.slow
+def test_training_stops_when_patience_runs_out(store, tmp_path):
+    """With patience 2 on val_loss, the run ends two epochs after the one of lowest loss, which is kept."""
+    settings = _tiny(
+        "training.monitor=val_loss",
+        "training.patience=2",
+        "training.epochs=40",
+        "training.steps_per_epoch=1",
+        "optimizer.learning_rate=0.1",
+    )
+
+    result = train(store, settings, tmp_path / "run", say=_quiet)
+
+    history = pd.read_csv(tmp_path / "run" / "history.csv")
+    assert len(history) < 40
+    assert result["best_epoch"] == history["val_loss"].argmin() + 1
+    assert len(history) == result["best_epoch"] + 2
+
+
+def _one_class(store, *, in_validation):
+    is_validation = store.candidates["fold"] == VALIDATION_FOLD
+    label = store.candidates["class"].where(is_validation != in_validation, 0)
+    return replace(store, candidates=store.candidates.assign(**{"class": label}))
+
+
+@pytest.mark.parametrize(
+    ("in_validation", "message"),
+    [(False, "No training cube is a nodule"), (True, "validation set has 10 cubes of class 0 and none")],
+    ids=["training", "validation"],
+)
+def test_one_class_alone_is_refused(store, tmp_path, in_validation, message):
+    """Look-alikes alone, for training or for validation, are refused in one line; nothing is written."""
+    with pytest.raises(InputError, match=message) as refusal:
+        train(_one_class(store, in_validation=in_validation), _tiny(), tmp_path / "run")
+
+    assert "\n" not in str(refusal.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.monitor=val_f1", "training.monitor 'val_f1'. Known: val_loss, val_accuracy"),
+        ("loss.name=hinge", "Unknown loss 'hinge'. Known: bce, focal"),
+        ("loss.gama=2", "loss bce has no parameter 'gama'. Known: label_smoothing"),
+        ("model.name=resnet", "Unknown model 'resnet'. Known: seed_cnn"),
+        ("model.filters=[4, 4, 4, 4, 4]", "5 blocks halve a cube of 31 voxels to nothing"),
+        ("split.validation_folds=[7]", "No cube is left for validation"),
+        ("sampling.positives_per_batch=8", "positives_per_batch must lie between 1 and 7"),
+    ],
+    ids=["monitor", "loss", "parameter", "model", "too deep", "empty fold", "no look-alikes"],
+)
+def test_settings_that_do_not_fit_are_refused(store, tmp_path, override, message):
+    """The refusal is one line that lists what is known; nothing is written."""
+    with pytest.raises(InputError, match=message) as refusal:
+        train(store, _tiny(override), tmp_path / "run")
+
+    assert "\n" not in str(refusal.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_run_is_kept_unless_forced(run, store):
+    """A run that exists is refused, and keeps its files."""
+    before = sha256(run / "model.keras")
+
+    with pytest.raises(InputError, match="run exists already"):
+        train(store, _tiny(), run)
+
+    assert sha256(run / "model.keras") == before
+
+
+def test_a_store_is_never_replaced_by_its_own_run(store, tmp_path):
+    """Even forced, a run cannot take the place of the store that it is trained on."""
+    copy = replace(store, path=Path(shutil.copytree(store.path, tmp_path / "store")))
+    before = sorted(copy.path.iterdir())
+
+    with pytest.raises(InputError):
+        train(copy, _tiny(), copy.path, force=True)
+
+    assert sorted(copy.path.iterdir()) == before
