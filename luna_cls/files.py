@@ -7,7 +7,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,13 +51,15 @@ def write_csv(path: Path, table: pd.DataFrame) -> None:
         table.to_csv(temporary, index=False, lineterminator="\n")
 
 
-def read_csv(path: Path, columns: tuple[str, ...], what: str) -> pd.DataFrame:
+def read_csv(path: Path, columns: tuple[str, ...], what: str, optional: tuple[str, ...] = ()) -> pd.DataFrame:
     """Reads a CSV of scans and points; the columns named must be there and hold what they say.
 
     Args:
         path: The CSV file, with a header line.
-        columns: Columns that must be present. `seriesuid` is text, every other one finite numbers.
+        columns: Columns that must be present. `seriesuid` is text, `class` is 0 or 1, every other one
+            finite numbers.
         what: What the file holds, for the message ("candidates").
+        optional: Columns checked in the same way where they are present.
 
     Returns:
         The table, further columns included; an empty table keeps its columns.
@@ -85,7 +87,7 @@ def read_csv(path: Path, columns: tuple[str, ...], what: str) -> pd.DataFrame:
             f"{path} lacks the column {missing[0]}. Received: {','.join(map(str, table.columns))}. "
             f"A CSV of {what} has {','.join(columns)}."
         )
-    for name in columns:
+    for name in (*columns, *(name for name in optional if name in table.columns)):
         values = table[name]
         if name == "seriesuid":
             bad = values.isna() | (values.astype("string").str.strip() == "")
@@ -110,7 +112,7 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def require_new(path: Path, *, force: bool, sign: str) -> None:
+def require_new(path: Path, *, force: bool, sign: str, inputs: Iterable[Path] = ()) -> None:
     """Refuses an output folder that exists; with `force`, one that is no earlier output of its kind.
 
     Nothing is deleted here: `clear` does that once what replaces it is sure.
@@ -119,6 +121,7 @@ def require_new(path: Path, *, force: bool, sign: str) -> None:
         path: The folder to be made.
         force: Whether an earlier output may be replaced.
         sign: A file that every output of this kind has from its beginning.
+        inputs: What the output is made from; none of it may lie in `path`.
 
     Raises:
         InputError: If `path` must not be replaced.
@@ -133,6 +136,9 @@ def require_new(path: Path, *, force: bool, sign: str) -> None:
             f"{path} is not replaced, even by --force: it has no {sign}, so it is no earlier output of this "
             "command. Choose another path."
         )
+    for given in inputs:
+        if given.resolve().is_relative_to(path.resolve()):
+            raise InputError(f"{path} is not replaced: the input {given} lies in it. Choose another path.")
 
 
 def clear(path: Path) -> None:

@@ -23,6 +23,16 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def check_workers(workers: int | None) -> None:
+    """Refuses a number of workers that is not positive.
+
+    Raises:
+        InputError: If it is not.
+    """
+    if workers is not None and workers < 1:
+        raise InputError(f"--workers must be at least 1. Received: {workers}.")
+
+
 def run_in_processes(
     function: Callable[[Job], Result], jobs: Sequence[Job], workers: int | None = None
 ) -> Generator[Result, None, None]:
@@ -38,8 +48,7 @@ def run_in_processes(
     Raises:
         InputError: If `workers` is not positive, or a worker is killed from outside.
     """
-    if workers is not None and workers < 1:
-        raise InputError(f"--workers must be at least 1. Received: {workers}.")
+    check_workers(workers)
     count = min(workers or available_cores(), len(jobs))
     if count <= 1:
         yield from map(function, jobs)

@@ -6,14 +6,14 @@ import tomllib
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from luna_cls.errors import InputError
 
-Fold = int
+Fold = Annotated[int, Field(ge=0, le=9)]
 
 
 class _Frozen(BaseModel):
@@ -145,16 +145,16 @@ def load_settings(recipe: str = "seed", overrides: Iterable[str] = ()) -> Settin
 
 def _read_recipe(recipe: str) -> dict[str, Any]:
     if recipe in recipe_names():
-        text = (resources.files("luna_cls") / "recipes" / f"{recipe}.toml").read_text(encoding="utf-8")
+        text = (resources.files("luna_cls") / "recipes" / f"{recipe}.toml").read_bytes()
     elif Path(recipe).is_file():
-        text = Path(recipe).read_text(encoding="utf-8")
+        text = Path(recipe).read_bytes()
     else:
         raise InputError(
             f"No recipe '{recipe}'. Known: {', '.join(recipe_names())}; or give the path of a TOML file."
         )
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        return tomllib.loads(text.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"The recipe {recipe} is not TOML: {error}.") from error
 
 

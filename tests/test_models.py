@@ -218,7 +218,7 @@ def _write_lone_layer(path):
         (lambda path: path.with_name("other").touch(), "No model at .*model.keras"),
         (lambda path: path.write_text("no zip"), "model.keras cannot be loaded as a Keras model"),
         (_write_lambda, "model.keras cannot be loaded as a Keras model"),
-        (_write_lone_layer, "model.keras cannot be loaded as a Keras model"),
+        (_write_lone_layer, "model.keras is not a Keras model of layers. Received: a Dense"),
     ],
     ids=["missing", "no zip", "Lambda", "layer"],
 )

@@ -12,8 +12,9 @@ README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 def test_the_python_example_runs(small_tree, tmp_path, monkeypatch):
     """The example cuts one cube of 31 x 31 x 31 voxels, once its scan and point are at hand."""
-    scan = next(small_tree.glob("subset0/*.mhd"))
-    point = (small_tree / "candidates_V2.csv").read_text().splitlines()[1].split(",")[1:4]
+    scan = next(small_tree.glob("subset0/1.2.826.0.1.mhd"))
+    lines = (small_tree / "candidates_V2.csv").read_text().splitlines()
+    point = next(line.split(",")[1:4] for line in lines if line.startswith("1.2.826.0.1,"))
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     code = code.replace('"scan.mhd"', repr(str(scan))).replace(
         "[[56.2, 86.3, -115.9]]", f"[[{','.join(point)}]]"

@@ -21,7 +21,7 @@ from luna_cls.cubes.cutting import CubeSpec, cut_cubes
 from luna_cls.cubes.folds import assign_folds
 from luna_cls.errors import InputError
 from luna_cls.files import clear, read_csv, require_new, write_csv, write_json
-from luna_cls.processes import run_in_processes
+from luna_cls.processes import check_workers, run_in_processes
 from luna_cls.scans.luna16 import CANDIDATE_COLUMNS, COORDINATES, LunaTree
 from luna_cls.scans.volume import read_volume
 
@@ -122,7 +122,8 @@ def prepare(
         InputError: If `out` exists, `OUT.partial` was begun from other inputs, or nothing could be cut.
     """
     out, spec = Path(out), spec or CubeSpec()
-    require_new(out, force=force, sign="store.json")
+    check_workers(workers)
+    require_new(out, force=force, sign="store.json", inputs=[tree.root])
     candidates = candidates[list(CANDIDATE_COLUMNS)].reset_index(drop=True)
     work = _Workplace(out.with_name(out.name + ".partial"))
     work.begin(_request(tree, candidates, spec), (len(candidates), *spec.shape_zyx), force=force)

@@ -79,8 +79,9 @@ def predict(
         InputError: If an input is missing or wrong, or no candidate is in any of the scans.
     """
     out = Path(out)
-    require_new(out, force=force, sign="failures.csv")
     paths = find_scans(scans)
+    inputs = [Path(model_path), Path(candidates_path), *paths]
+    require_new(out, force=force, sign="failures.csv", inputs=inputs)
     uids = [path.stem for path in paths]
     twice = next((uid for uid in uids if uids.count(uid) > 1), None)
     if twice:
@@ -177,7 +178,13 @@ def _cut_scan(path: Path, candidates: pd.DataFrame, spec: CubeSpec) -> _CutScan:
 def _cube_spec(model: keras.Model, path: str | Path) -> CubeSpec:
     """The cubes a model reads, from the shape of its input."""
     shape = model.input_shape
-    if len(shape) != 5 or len(set(shape[1:4])) != 1 or shape[4] != 1 or model.output_shape != (None, 1):
+    if (
+        len(shape) != 5
+        or None in shape[1:]
+        or len(set(shape[1:4])) != 1
+        or shape[4] != 1
+        or model.output_shape != (None, 1)
+    ):
         raise InputError(
             f"{path} is not a model from cubes to logits. Received: {shape} to {model.output_shape}; "
             "expected (None, n, n, n, 1) to (None, 1)."

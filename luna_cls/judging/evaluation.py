@@ -65,12 +65,14 @@ def no_skill_metrics(labels: ArrayLike) -> dict[str, float]:
 
 
 def read_submission(path: Path) -> pd.DataFrame:
-    """Reads a LUNA16 submission: `seriesuid, coordX, coordY, coordZ, probability`, more columns allowed.
+    """Reads a LUNA16 submission: `seriesuid, coordX, coordY, coordZ, probability`.
+
+    `logit` and `class` may be there too; further columns are left as they are.
 
     Raises:
         InputError: If the file, a column or a cell is wrong.
     """
-    return read_csv(path, (*POINT_COLUMNS, "probability"), "predictions")
+    return read_csv(path, (*POINT_COLUMNS, "probability"), "predictions", optional=("logit", "class"))
 
 
 def read_annotations(path: Path) -> pd.DataFrame:
@@ -83,14 +85,18 @@ def read_annotations(path: Path) -> pd.DataFrame:
 
 
 def read_series_uids(path: Path) -> list[str]:
-    """Reads a list of scans, one series UID a line, without a header.
+    """Reads a list of scans, one series UID a line; a header line `seriesuid` is passed over.
 
     Raises:
-        InputError: If the file is missing or empty.
+        InputError: If the file is missing, empty or no text.
     """
     if not path.is_file():
         raise InputError(f"No list of scans at {path}. Give a file with one series UID a line.")
-    uids = path.read_text(encoding="utf-8").split()
+    try:
+        uids = path.read_text(encoding="utf-8").split()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is no text: {error}. Give one series UID a line.") from error
+    uids = [uid for uid in uids if uid != "seriesuid"]
     if not uids:
         raise InputError(f"{path} lists no scan. Give one series UID a line.")
     return uids
@@ -108,7 +114,8 @@ def evaluate_submission(
     """Scores a submission file and makes the folder `out` with `froc.json` and `froc.csv`.
 
     Without `series_uids`, the scans are those that the submission names. If the submission has a
-    column `class`, `metrics.json` holds the `binary_metrics` of its rows and those of always saying no.
+    column `class`, `metrics.json` holds the `binary_metrics` of its rows in those scans, and those of
+    always saying no.
 
     Returns:
         `froc` and, where labels are known, `metrics` and `no_skill`.
@@ -116,7 +123,8 @@ def evaluate_submission(
     Raises:
         InputError: If a file is wrong, no nodule is in the listed scans, or `out` exists.
     """
-    require_new(out, force=force, sign="froc.json")
+    inputs = [path for path in (submission, annotations, excluded, series_uids) if path]
+    require_new(out, force=force, sign="froc.json", inputs=inputs)
     marks = read_submission(submission)
     uids = read_series_uids(series_uids) if series_uids else marks["seriesuid"].unique().tolist()
     curve = froc.evaluate(
@@ -124,6 +132,7 @@ def evaluate_submission(
     )
     result: dict[str, Any] = {"froc": curve.summary()}
     if "class" in marks.columns:
+        marks = marks[marks["seriesuid"].isin(uids)]
         scores = marks["logit"] if "logit" in marks.columns else marks["probability"] - 0.5
         result["metrics"] = binary_metrics(marks["class"], scores)
         result["no_skill"] = no_skill_metrics(marks["class"])

@@ -60,7 +60,7 @@ class BestModel(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Saves the model if it is the best so far."""
         value = self._sign * float((logs or {})[self._monitor])
-        if self.epoch < 0 or value > self.value:
+        if self.epoch < 0 or np.isnan(self.value) or value > self.value:
             self.epoch, self.value = epoch, value
             models.save(self.model, self._path)
 

@@ -25,7 +25,7 @@ class _Histogram(keras.metrics.Metric):
         self.counts = self.add_weight(shape=(2, NUM_BINS), initializer="zeros", name="counts")
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
-        label = ops.cast(ops.reshape(y_true, (-1,)) > 0.5, "int32")
+        label = ops.cast(ops.cast(ops.reshape(y_true, (-1,)), "float32") > 0.5, "int32")
         logit = ops.cast(ops.reshape(y_pred, (-1,)), "float32")
         place = ops.clip(logit, -LIMIT, LIMIT) * (NUM_BINS / (2 * LIMIT))
         # A bin's upper edge belongs to it: the logit 0 says no, as it does to exact metrics.
@@ -111,7 +111,8 @@ def _auc(negative: Any, positive: Any) -> Any:
 def _specificity_at_half_sensitivity(negative: Any, positive: Any) -> Any:
     found = ops.flip(ops.cumsum(ops.flip(positive)))
     specificity = (ops.cumsum(negative) - negative) / ops.sum(negative)
-    return ops.max(ops.where(found >= 0.5 * ops.sum(positive), specificity, 0.0))
+    best = ops.max(ops.where(found >= 0.5 * ops.sum(positive), specificity, 0.0))
+    return ops.where(ops.sum(positive) > 0, best, float("nan"))
 
 
 _FORMULAS: dict[str, Callable[[Any, Any], Any]] = {

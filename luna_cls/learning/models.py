@@ -114,6 +114,8 @@ def load(path: str | Path) -> keras.Model:
     except Exception as error:  # whatever a hostile or damaged file makes Keras raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{path} cannot be loaded as a Keras model: {reason}") from error
+    if not isinstance(model, keras.Model) or "layers" not in model.get_config():
+        raise InputError(f"{path} is not a Keras model of layers. Received: a {type(model).__name__}.")
     return _rebuilt(model, keras.layers.BatchNormalization, FusedBatchNormalization)
 
 

@@ -58,7 +58,7 @@ def train(
         InputError: If a setting does not fit the store, a set lacks one class, or `run` exists.
     """
     run, training = Path(run), settings.training
-    require_new(run, force=force, sign="settings.toml")
+    require_new(run, force=force, sign="settings.toml", inputs=[store.path])
     keras.utils.set_random_seed(settings.seed)
     policy = set_policy(settings.precision)
     loss = losses.get(settings.loss.name, **settings.loss.parameters)
@@ -72,7 +72,7 @@ def train(
             "nothing can be measured on it. Choose other validation folds."
         )
     no_skill = no_skill_metrics(labels)
-    _check_monitor(training.monitor, [f"val_{name}" for name in ("loss", *no_skill)])
+    _check_monitor(training.monitor, no_skill)
     clear(run)
     run.mkdir(parents=True)
     write_text(run / "settings.toml", settings.to_toml())
@@ -133,7 +133,10 @@ def predictions_table(candidates: pd.DataFrame, logits: NDArray[np.float64]) -> 
     return table[[name for name in PREDICTION_COLUMNS if name in table.columns]]
 
 
-def _check_monitor(monitor: str, known: list[str]) -> None:
+def _check_monitor(monitor: str, metrics: dict[str, float]) -> None:
+    """Any validation metric that is always defined, and of which more is better; or the loss."""
+    no_goals = ("precision", "tp", "fp", "tn", "fn")
+    known = [f"val_{name}" for name in ("loss", *metrics) if name not in no_goals]
     if monitor not in known:
         raise InputError(f"Unknown training.monitor '{monitor}'. Known: {', '.join(known)}.")
 

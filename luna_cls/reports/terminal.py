@@ -59,7 +59,7 @@ def print_metrics(
 
 
 def _share(value: float | None) -> str:
-    return "–" if value is None or math.isnan(value) else f"{value:.3f}"
+    return "-" if value is None or math.isnan(value) else f"{value:.3f}"
 
 
 def print_froc(console: Console, froc: Mapping[str, Any]) -> None:

@@ -87,7 +87,8 @@ def read_candidates(path: Path, *, labelled: bool = True) -> pd.DataFrame:
     Raises:
         InputError: If the file is missing or empty, or a column or cell is wrong.
     """
-    table = read_csv(path, CANDIDATE_COLUMNS if labelled else POINT_COLUMNS, "candidates")
+    columns = CANDIDATE_COLUMNS if labelled else POINT_COLUMNS
+    table = read_csv(path, columns, "candidates", optional=("class",))
     if table.empty:
         raise InputError(f"{path} lists no candidate. Give at least one point under its header line.")
     if "class" not in table.columns:
