@@ -16,6 +16,9 @@ import pandas as pd
 
 from luna_cls.errors import InputError
 
+POINT_COLUMNS = ("seriesuid", "coordX", "coordY", "coordZ")  # LUNA16's own names; mm, LPS
+COORDINATES = list(POINT_COLUMNS[1:])
+
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:

@@ -80,6 +80,17 @@ def small_store(small_tree, tmp_path_factory):
     return prepare(tree, tree.candidates(), tmp_path_factory.mktemp("small") / "store", workers=1)
 
 
+@pytest.fixture
+def float32_policy():
+    """Layers are built in float32, whatever other tests chose."""
+    import keras
+
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32")
+    yield
+    keras.config.set_dtype_policy(before)
+
+
 def _smooth_hu(rng, shape_zyx, nodules_zyx_vox):
     """Soft lung of about -800 HU, sd 100, with a bright spot at every nodule."""
     texture = gaussian_filter(rng.normal(size=shape_zyx), 2)

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import SimpleITK as sitk
+from directions import IDENTITY, each_direction
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
@@ -12,15 +13,6 @@ from luna_cls.cubes.cutting import CubeSpec, OutsideScanError, cut_cubes
 from luna_cls.errors import InputError
 from luna_cls.scans.grid import Grid
 from luna_cls.scans.volume import CTVolume, find_scans, read_volume
-
-IDENTITY = np.eye(3)
-FLIPPED_XY = np.diag([-1.0, -1.0, 1.0])
-PERMUTED = np.array([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])  # x runs along world y, y z, z x
-TILTED = Rotation.from_euler("xyz", [20, -10, 5], degrees=True).as_matrix()
-
-each_direction = pytest.mark.parametrize(
-    "direction", [IDENTITY, FLIPPED_XY, PERMUTED, TILTED], ids=["aligned", "flipped", "permuted", "tilted"]
-)
 
 
 def _noise(shape_zyx=(20, 22, 24), spacing=(0.7, 0.8, 1.25), origin=(-195, 12.5, -378), direction=IDENTITY):

@@ -1,21 +1,13 @@
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from directions import FLIPPED_XY, IDENTITY, PERMUTED, TILTED, each_direction
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from luna_cls.errors import InputError
 from luna_cls.scans.grid import Grid
-
-IDENTITY = np.eye(3)
-FLIPPED_XY = np.diag([-1.0, -1.0, 1.0])
-PERMUTED = np.array([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])  # x runs along world y, y z, z x
-TILTED = Rotation.from_euler("xyz", [20, -10, 5], degrees=True).as_matrix()
-
-each_direction = pytest.mark.parametrize(
-    "direction", [IDENTITY, FLIPPED_XY, PERMUTED, TILTED], ids=["aligned", "flipped", "permuted", "tilted"]
-)
 
 millimetres = st.floats(-1000, 1000)
 points = st.lists(st.tuples(*[st.floats(-600, 600)] * 3), min_size=1, max_size=4)

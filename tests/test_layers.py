@@ -5,18 +5,11 @@ import tensorflow as tf
 
 from luna_cls.learning.layers import FusedBatchNormalization
 
+pytestmark = pytest.mark.usefixtures("float32_policy")
+
 SHAPES = [(4, 5, 6, 7, 3), (8, 9, 3)]
 SHAPE_IDS = ["5-D", "3-D"]
 BFLOAT16_STEP = 2.0**-8  # bfloat16 keeps 8 significant bits
-
-
-@pytest.fixture(autouse=True)
-def float32_policy():
-    """Layers are built in float32, whatever other tests chose."""
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("float32")
-    yield
-    keras.config.set_dtype_policy(before)
 
 
 def _pair(shape, **options):

@@ -14,6 +14,8 @@ from sklearn.metrics import (
 from luna_cls.judging.evaluation import binary_metrics
 from luna_cls.learning.metrics import streaming_metrics
 
+pytestmark = pytest.mark.usefixtures("float32_policy")
+
 NAMES = [
     "accuracy",
     "balanced_accuracy",
@@ -27,15 +29,6 @@ NAMES = [
     "tp",
 ]
 COUNT, NODULES = 200_000, 400  # 1 in 500
-
-
-@pytest.fixture(autouse=True)
-def float32_policy():
-    """Models are built in float32, whatever other tests chose."""
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("float32")
-    yield
-    keras.config.set_dtype_policy(before)
 
 
 def _labels():

@@ -13,16 +13,9 @@ from luna_cls.errors import InputError
 from luna_cls.learning import models
 from luna_cls.learning.layers import FusedBatchNormalization
 
+pytestmark = pytest.mark.usefixtures("float32_policy")
+
 TINY = {"size_vox": 8, "filters": (3, 5), "dense_units": 7}
-
-
-@pytest.fixture(autouse=True)
-def float32_policy():
-    """Models are built in float32, whatever other tests chose."""
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("float32")
-    yield
-    keras.config.set_dtype_policy(before)
 
 
 def _cubes(count, size_vox=8):

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from luna_cls.cubes.cutting import CubeSpec, cut_cubes
 from luna_cls.cubes.folds import assign_folds
 from luna_cls.errors import InputError
-from luna_cls.files import clear, read_csv, require_new, write_csv, write_json
+from luna_cls.files import COORDINATES, clear, read_csv, require_new, write_csv, write_json
 from luna_cls.processes import check_workers, run_in_processes
-from luna_cls.scans.luna16 import CANDIDATE_COLUMNS, COORDINATES, LunaTree
+from luna_cls.scans.luna16 import CANDIDATE_COLUMNS, LunaTree
 from luna_cls.scans.volume import read_volume
 
 FORMAT = 1

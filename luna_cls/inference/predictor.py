@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from luna_cls.cubes.cutting import CubeSpec, cut_cubes
 from luna_cls.cubes.store import FAILURE_COLUMNS, OUTSIDE, UNREADABLE
 from luna_cls.errors import InputError
-from luna_cls.files import require_new, whole_folder, write_csv
+from luna_cls.files import COORDINATES, require_new, whole_folder, write_csv
 from luna_cls.learning import models
 from luna_cls.learning.training import predictions_table
-from luna_cls.scans.luna16 import COORDINATES, read_candidates
+from luna_cls.scans.luna16 import read_candidates
 from luna_cls.scans.volume import find_scans, read_volume
 
 BATCH_SIZE = 128

@@ -11,10 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from luna_cls.errors import InputError
-from luna_cls.files import read_csv, require_new, whole_folder, write_csv, write_json
+from luna_cls.files import POINT_COLUMNS, read_csv, require_new, whole_folder, write_csv, write_json
 from luna_cls.judging import froc
-
-POINT_COLUMNS = ("seriesuid", "coordX", "coordY", "coordZ")
 
 
 def binary_metrics(labels: ArrayLike, scores: ArrayLike, threshold: float = 0.0) -> dict[str, float]:

@@ -11,14 +11,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from luna_cls.errors import InputError
+from luna_cls.files import COORDINATES
 
 Floats = NDArray[np.float64]
 
 RATES_PER_SCAN = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 MAX_MARKS_PER_SCAN = 100
 UNKNOWN_DIAMETER_MM = 10.0  # stands for the -1 of annotations_excluded.csv
-
-_COORDINATES = ["coordX", "coordY", "coordZ"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +123,7 @@ def _kept_marks(marks: pd.DataFrame | None) -> tuple[Floats, Floats]:
     """Points `(n, 3)` and probabilities `(n,)` of the marks of one scan that count."""
     if marks is None:
         return np.empty((0, 3)), np.empty(0)
-    points = marks[_COORDINATES].to_numpy(float)
+    points = marks[COORDINATES].to_numpy(float)
     probability = marks["probability"].to_numpy(float)
     if len(probability) > MAX_MARKS_PER_SCAN:
         limit = np.sort(probability)[::-1][MAX_MARKS_PER_SCAN]
@@ -136,7 +135,7 @@ def _hits(findings: pd.DataFrame | None, points: Floats) -> NDArray[np.bool_]:
     """`(findings, points)`: which points lie inside which sphere, strictly."""
     if findings is None:
         return np.zeros((0, len(points)), bool)
-    centers = findings[_COORDINATES].to_numpy(float)
+    centers = findings[COORDINATES].to_numpy(float)
     diameter_mm = findings["diameter_mm"].to_numpy(float)
     radius_mm = np.where(diameter_mm < 0, UNKNOWN_DIAMETER_MM, diameter_mm) / 2
     distance_squared = ((centers[:, None] - points) ** 2).sum(axis=-1)

@@ -20,7 +20,7 @@ from luna_cls.cubes.folds import Split, split_by_fold
 from luna_cls.cubes.plan import Plan
 from luna_cls.cubes.store import CubeStore
 from luna_cls.errors import InputError
-from luna_cls.files import clear, require_new, sha256, write_csv, write_json, write_text
+from luna_cls.files import POINT_COLUMNS, clear, require_new, sha256, write_csv, write_json, write_text
 from luna_cls.judging.evaluation import no_skill_metrics
 from luna_cls.learning import losses, models
 from luna_cls.learning.callbacks import BestModel, ExactValidation, PlainLines, validation_metrics
@@ -28,7 +28,7 @@ from luna_cls.learning.metrics import streaming_metrics
 from luna_cls.learning.precision import set_policy
 from luna_cls.settings import OptimizerSettings, Settings
 
-PREDICTION_COLUMNS = ("seriesuid", "coordX", "coordY", "coordZ", "probability", "logit", "class")
+PREDICTION_COLUMNS = (*POINT_COLUMNS, "probability", "logit", "class")
 
 
 def train(

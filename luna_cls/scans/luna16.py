@@ -10,10 +10,8 @@ from pathlib import Path
 import pandas as pd
 
 from luna_cls.errors import InputError
-from luna_cls.files import read_csv
+from luna_cls.files import POINT_COLUMNS, read_csv
 
-POINT_COLUMNS = ("seriesuid", "coordX", "coordY", "coordZ")
-COORDINATES = list(POINT_COLUMNS[1:])
 CANDIDATE_COLUMNS = (*POINT_COLUMNS, "class")
 
 _CSV_FOLDERS = (".", "CSVFILES", "evaluationScript/annotations")
