@@ -3,6 +3,7 @@ import json
 import pandas as pd
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util.tensor_util import make_ndarray
 
 from luna_cls.judging.evaluation import binary_metrics
 
@@ -56,7 +57,7 @@ def test_tensorboard_shows_scalars_histograms_and_the_exact_validation_metrics(d
     }
 
     def read(name, tag):
-        return [float(event.tensor_proto.float_val[0]) for event in logs[name].Tensors(tag)]
+        return [float(make_ndarray(event.tensor_proto)) for event in logs[name].Tensors(tag)]
 
     for metric in ("loss", "auc", "average_precision", "balanced_accuracy", "specificity_at_sensitivity_0.9"):
         assert read("validation", f"epoch_{metric}") == pytest.approx(

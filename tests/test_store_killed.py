@@ -53,8 +53,13 @@ def _start_prepare(tree, out):
     command = [sys.executable, "-m", "luna_cls", "prepare", str(tree), str(out), "--workers", "2"]
     return subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
+        start_new_session=True, preexec_fn=_hear_interrupts,
     )  # fmt: skip
+
+
+def _hear_interrupts():
+    """What a shell starts in the background ignores SIGINT, and so do its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _wait_until(condition, what, seconds=60):
