@@ -203,6 +203,8 @@ def evaluate(
     if "metrics" in result:
         print_metrics(_out, str(predictions), result["metrics"], result["no_skill"], result["froc"]["cpm"])
     print_froc(_out, result["froc"])
+    for warning in result["warnings"]:
+        _say(f"Warning: {warning}")
     _print_path(out)
     return DONE
 

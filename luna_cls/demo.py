@@ -80,12 +80,10 @@ def run(out: Path, *, force: bool, say: Callable[[str], None], progress: Progres
             paths["findings"],
             on_progress=on_progress,
         )
-    listed = out / "test_seriesuids.csv"
-    write_text(listed, "\n".join(test_uids) + "\n")
     result = evaluate_submission(
         paths["findings"] / "findings.csv",
         tree.find_csv("annotations.csv"),
         paths["evaluation"],
-        series_uids=listed,
+        series_uids=paths["findings"] / "seriesuids.csv",
     )
     return Demonstration(result, paths)

@@ -118,7 +118,7 @@ def sha256(path: Path) -> str:
 def require_new(path: Path, *, force: bool, sign: str, inputs: Iterable[Path] = ()) -> None:
     """Refuses an output folder that exists; with `force`, one that is no earlier output of its kind.
 
-    Nothing is deleted here: `clear` does that once what replaces it is sure.
+    Nothing is deleted here: `clear` does that, once all inputs are known to be good.
 
     Args:
         path: The folder to be made.
@@ -157,6 +157,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """Yields an empty folder beside `path`; it takes that place once the block succeeds, else it goes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process that had the same number
     temporary.mkdir()
     try:
         yield temporary

@@ -92,7 +92,7 @@ class TrainingSettings(_Frozen):
 class Settings(_Frozen):
     """A training run."""
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=2**32 - 1)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     split: SplitSettings = SplitSettings()
     sampling: SamplingSettings = SamplingSettings()

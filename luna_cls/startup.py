@@ -12,7 +12,7 @@ def load_tensorflow_quietly() -> None:
     """Imports TensorFlow and Keras and looks for devices, with what C++ prints on the way discarded.
 
     Messages that no Python setting silences go straight to file descriptor 2, so that is where they are
-    caught. Errors are raised as ever.
+    caught. A failing import raises as ever.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with _without_file_descriptor_2():

@@ -66,12 +66,18 @@ class Plan:
             return -(-(len(self.negatives) + len(self.positives)) // self.batch_size)
         return -(-len(self.negatives) // (self.batch_size - self.positives_per_batch))
 
+    @property
+    def cubes_per_epoch(self) -> int:
+        """Cubes in an epoch."""
+        if self.steps_per_epoch is None and self.positives_per_batch is None:
+            return len(self.negatives) + len(self.positives)
+        return self.steps * self.batch_size
+
     def epoch(self, epoch: int) -> Rows:
         """The rows of epoch `epoch` in order, int64 `(n,)`; batch i is `[i * batch_size:][:batch_size]`."""
         if self.positives_per_batch is None:
             rows = np.sort(np.concatenate([self.negatives, self.positives]))
-            length = len(rows) if self.steps_per_epoch is None else self.steps * self.batch_size
-            return _stream(rows, epoch * length, length, (self.seed, 0))
+            return _stream(rows, epoch * self.cubes_per_epoch, self.cubes_per_epoch, (self.seed, 0))
         k = self.positives_per_batch
         nodules = self._share(self.positives, epoch, k, 1)
         rest = self._share(self.negatives, epoch, self.batch_size - k, 2)

@@ -65,6 +65,8 @@ class CubeStore:
         if made_by != FORMAT:
             raise InputError(f"{path} has store format {made_by}; this version reads {FORMAT}.")
         candidates = read_csv(path / "candidates.csv", (*CANDIDATE_COLUMNS, "fold"), "candidates")
+        if "status" not in candidates.columns:
+            raise InputError(f"{path}/candidates.csv lacks the column status. Prepare it again.")
         store = cls(path, spec, candidates)
         if store.cubes.shape != (len(candidates), *store.spec.shape_zyx) or store.cubes.dtype != np.int16:
             raise InputError(
@@ -222,9 +224,11 @@ class _Workplace:
         Through the file, not a memory map: on a full disk this raises, writing to a map is fatal.
         """
         offset = np.load(self.cubes_path, mmap_mode="r").offset
-        with self.cubes_path.open("r+b", buffering=0) as file:
+        with self.cubes_path.open("r+b") as file:
             for row, cube in zip(rows.tolist(), cubes, strict=True):
-                os.pwrite(file.fileno(), cube.tobytes(), offset + row * cube.nbytes)
+                file.seek(offset + row * cube.nbytes)
+                file.write(cube.tobytes())
+            file.flush()
             os.fsync(file.fileno())
 
     def finish(self, out: Path) -> None:
@@ -274,6 +278,7 @@ def _describe(
     """The store's candidate table and its failures."""
     status = np.full(len(candidates), OK, dtype=object)
     failures: list[tuple[str, int | None, str, str]] = []
+    points_xyz_mm = candidates[COORDINATES].to_numpy()
     for uid, rows in rows_of.items():
         outcome = outcomes[uid]
         status[rows] = outcome["status"]
@@ -281,7 +286,7 @@ def _describe(
             failures.append((uid, None, outcome["status"], outcome["reason"]))
         for row in outcome["outside"]:
             status[row] = OUTSIDE
-            point = candidates.loc[row, COORDINATES].tolist()
+            point = points_xyz_mm[row].tolist()
             failures.append((uid, row, OUTSIDE, f"The point {point} mm lies outside the scan."))
     table = candidates.assign(fold=candidates["seriesuid"].map(folds), status=status)
     listed = pd.DataFrame(failures, columns=list(FAILURE_COLUMNS)).astype({"row": "Int64"})

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,13 +16,15 @@ from numpy.typing import NDArray
 from luna_cls.cubes.cutting import CubeSpec, cut_cubes
 from luna_cls.cubes.store import FAILURE_COLUMNS, OUTSIDE, UNREADABLE
 from luna_cls.errors import InputError
-from luna_cls.files import COORDINATES, require_new, whole_folder, write_csv
+from luna_cls.files import COORDINATES, require_new, whole_folder, write_csv, write_text
 from luna_cls.learning import models
 from luna_cls.learning.training import predictions_table
+from luna_cls.processes import available_cores
 from luna_cls.scans.luna16 import read_candidates
 from luna_cls.scans.volume import find_scans, read_volume
 
 BATCH_SIZE = 128
+MAX_READERS = 4  # scans in memory at a time, some 0.3 GB each
 
 Cubes = NDArray[np.int16]  # (n, z, y, x), HU
 Failure = tuple[str, int | None, str, str]  # FAILURE_COLUMNS
@@ -62,7 +65,10 @@ def predict(
     force: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Prediction:
-    """Scores every candidate of the scans given and writes `findings.csv` and `failures.csv`.
+    """Scores every candidate of the scans given.
+
+    Writes `findings.csv`, `failures.csv`, and `seriesuids.csv`: all scans given, those that failed or
+    have no candidate included, as an honest evaluation needs them.
 
     A scan that cannot be read, or a candidate outside its scan, is listed in `failures.csv`; the rest
     is scored. Candidates of other scans are left aside.
@@ -83,9 +89,9 @@ def predict(
     inputs = [Path(model_path), Path(candidates_path), *paths]
     require_new(out, force=force, sign="failures.csv", inputs=inputs)
     uids = [path.stem for path in paths]
-    twice = next((uid for uid in uids if uids.count(uid) > 1), None)
-    if twice:
-        raise InputError(f"Two of the scan files are called {twice}. Name each scan once.")
+    uid, count = Counter(uids).most_common(1)[0]
+    if count > 1:
+        raise InputError(f"{count} of the scan files are called {uid}. Name each scan once.")
     candidates = read_candidates(Path(candidates_path), labelled=False)
     in_scans = candidates["seriesuid"].isin(uids)
     if not in_scans.any():
@@ -112,6 +118,8 @@ def predict(
     failures = [failure for scan in read for failure in scan.failures]
     if not len(logits):
         raise InputError(f"Not one candidate could be scored. The first reason: {failures[0][3]}")
+    if not np.isfinite(logits).all():
+        raise InputError(f"{model_path} gives logits that are not finite. Train it again.")
     findings = predictions_table(pd.concat([scan.candidates for scan in read]), logits)
     order = pd.Categorical(findings["seriesuid"], categories=uids, ordered=True)
     findings = findings.assign(order=order).sort_values(
@@ -125,6 +133,7 @@ def predict(
     )
     with whole_folder(out) as folder:
         write_csv(folder / "failures.csv", result.failures)
+        write_text(folder / "seriesuids.csv", "".join(f"{uid}\n" for uid in uids))
         write_csv(folder / "findings.csv", result.findings)
     return result
 
@@ -148,19 +157,22 @@ def _score(model: keras.Model, arrays: Iterable[Cubes], spec: CubeSpec) -> NDArr
 
 
 def _cut_ahead(paths: list[Path], candidates: pd.DataFrame, spec: CubeSpec) -> Iterator[_CutScan]:
-    """Cuts scan after scan, the next one while the caller scores the last: two in memory at most."""
-    with ThreadPoolExecutor(1) as reader:
-        ahead = reader.submit(_cut_scan, paths[0], candidates, spec)
-        for path in paths[1:]:
-            scan = ahead.result()
-            ahead = reader.submit(_cut_scan, path, candidates, spec)
-            yield scan
-        yield ahead.result()
+    """Cuts scan after scan, in order, the next few while the caller scores the last."""
+    rows_of = candidates.groupby("seriesuid").indices
+    readers = min(MAX_READERS, available_cores())
+    with ThreadPoolExecutor(readers) as pool:
+        ahead: deque[Future[_CutScan]] = deque()
+        for path in paths:
+            if len(ahead) == readers:
+                yield ahead.popleft().result()
+            ahead.append(pool.submit(_cut_scan, path, candidates.iloc[rows_of.get(path.stem, [])], spec))
+        while ahead:
+            yield ahead.popleft().result()
 
 
-def _cut_scan(path: Path, candidates: pd.DataFrame, spec: CubeSpec) -> _CutScan:
+def _cut_scan(path: Path, own: pd.DataFrame, spec: CubeSpec) -> _CutScan:
+    """Reads a scan and cuts its own candidates."""
     uid = path.stem
-    own = candidates[candidates["seriesuid"] == uid]
     try:
         volume = read_volume(path)
         points = own[COORDINATES].to_numpy()

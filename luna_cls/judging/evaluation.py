@@ -116,7 +116,8 @@ def evaluate_submission(
     always saying no.
 
     Returns:
-        `froc` and, where labels are known, `metrics` and `no_skill`.
+        `froc`, `warnings` (sentences on what may mislead) and, where labels are known, `metrics` and
+        `no_skill`.
 
     Raises:
         InputError: If a file is wrong, no nodule is in the listed scans, or `out` exists.
@@ -125,14 +126,19 @@ def evaluate_submission(
     require_new(out, force=force, sign="froc.json", inputs=inputs)
     marks = read_submission(submission)
     uids = read_series_uids(series_uids) if series_uids else marks["seriesuid"].unique().tolist()
-    curve = froc.evaluate(
-        marks, read_annotations(annotations), uids, read_annotations(excluded) if excluded else None
-    )
-    result: dict[str, Any] = {"froc": curve.summary()}
+    nodules = read_annotations(annotations)
+    curve = froc.evaluate(marks, nodules, uids, read_annotations(excluded) if excluded else None)
+    result: dict[str, Any] = {"froc": curve.summary(), "warnings": list(curve.warnings)}
+    left_out = nodules[~nodules["seriesuid"].isin(uids)]
+    if series_uids is None and len(left_out):
+        result["warnings"].append(
+            f"{len(left_out)} nodules of {left_out['seriesuid'].nunique()} scans without a prediction were "
+            "left out. If those scans were read, list all scans with --seriesuids: their nodules were missed."
+        )
     if "class" in marks.columns:
         marks = marks[marks["seriesuid"].isin(uids)]
-        scores = marks["logit"] if "logit" in marks.columns else marks["probability"] - 0.5
-        result["metrics"] = binary_metrics(marks["class"], scores)
+        column, threshold = ("logit", 0.0) if "logit" in marks.columns else ("probability", 0.5)
+        result["metrics"] = binary_metrics(marks["class"], marks[column], threshold)
         result["no_skill"] = no_skill_metrics(marks["class"])
     points = {
         "fps_per_scan": curve.fps_per_scan,

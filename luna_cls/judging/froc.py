@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ class FrocCurve:
         num_scans: Scans the false positives are divided by.
         num_nodules: Nodules the hits are divided by.
         counts: true_positives, false_positives, false_negatives, ignored, doubles, candidates.
+        warnings: What may mislead, a sentence each.
     """
 
     fps_per_scan: Floats
@@ -39,6 +40,7 @@ class FrocCurve:
     num_scans: int
     num_nodules: int
     counts: dict[str, int]
+    warnings: tuple[str, ...] = ()
 
     def sensitivity_at(self, fps_per_scan: float) -> float:
         """Sensitivity at a rate of false positives, linear between points and flat past the last."""
@@ -101,8 +103,10 @@ def evaluate(
     )
     found: list[Floats] = []
     false: list[Floats] = []
+    cut_by_ties = 0
     for uid in scans:
         points, probability = _kept_marks(marks_of.get(uid))
+        cut_by_ties += len(points) < min(MAX_MARKS_PER_SCAN, len(marks_of.get(uid, ())))
         hits = _hits(nodules_of.get(uid), points)
         irrelevant = _hits(excluded_of.get(uid), points).any(axis=0)
         on_nodule = hits.any(axis=0)
@@ -116,7 +120,14 @@ def evaluate(
         counts["ignored"] += int((irrelevant & ~on_nodule).sum())
         counts["false_positives"] += len(false[-1])
         counts["candidates"] += len(points)
-    return _curve(np.concatenate(found), np.concatenate(false), len(scans), len(annotations), counts)
+    curve = _curve(np.concatenate(found), np.concatenate(false), len(scans), len(annotations), counts)
+    if not cut_by_ties:
+        return curve
+    warning = (
+        f"In {cut_by_ties} scans equal probabilities around the 100th mark were all dropped, as LUNA16's "
+        "rule has it: fewer than 100 marks count there. Write probabilities with more digits."
+    )
+    return replace(curve, warnings=(warning,))
 
 
 def _kept_marks(marks: pd.DataFrame | None) -> tuple[Floats, Floats]:
@@ -125,10 +136,10 @@ def _kept_marks(marks: pd.DataFrame | None) -> tuple[Floats, Floats]:
         return np.empty((0, 3)), np.empty(0)
     points = marks[COORDINATES].to_numpy(float)
     probability = marks["probability"].to_numpy(float)
-    if len(probability) > MAX_MARKS_PER_SCAN:
-        limit = np.sort(probability)[::-1][MAX_MARKS_PER_SCAN]
-        points, probability = points[probability > limit], probability[probability > limit]
-    return points, probability
+    if len(probability) <= MAX_MARKS_PER_SCAN:
+        return points, probability
+    limit = np.sort(probability)[::-1][MAX_MARKS_PER_SCAN]
+    return points[probability > limit], probability[probability > limit]
 
 
 def _hits(findings: pd.DataFrame | None, points: Floats) -> NDArray[np.bool_]:

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from luna_cls.errors import InputError
 from luna_cls.judging.evaluation import binary_metrics
 from luna_cls.learning import models
 
@@ -34,11 +35,21 @@ class ExactValidation(keras.callbacks.Callback):
         super().__init__()
         self._predict, self._labels, self._loss = predict, labels, loss
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002
-        """Adds `val_loss` and every one of `binary_metrics`, prefixed with `val_`."""
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Adds `val_loss` and every one of `binary_metrics`, prefixed with `val_`.
+
+        Raises:
+            InputError: If the training has diverged.
+        """
         if logs is None:
             return
-        metrics = validation_metrics(self._labels, self._predict(), self._loss)
+        logits = self._predict()
+        if not np.isfinite(logits).all():
+            raise InputError(
+                f"Training diverged in epoch {epoch + 1}: the model's logits are not finite. "
+                "Lower optimizer.learning_rate."
+            )
+        metrics = validation_metrics(self._labels, logits, self._loss)
         logs.update({f"val_{name}": value for name, value in metrics.items()})
 
 
@@ -77,16 +88,20 @@ class PlainLines(keras.callbacks.Callback):
     def __init__(self, say: Callable[[str], None], epochs: int, cubes_per_epoch: int) -> None:
         super().__init__()
         self._say, self._epochs, self._cubes = say, epochs, cubes_per_epoch
-        self._start = 0.0
+        self._start = self._end = 0.0
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002
         """Starts the clock."""
         self._start = time.perf_counter()
 
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002
+        """Notes the time: what comes after the last batch is no training."""
+        self._end = time.perf_counter()
+
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Prints the losses and what tells most about an imbalanced set."""
         logs = logs or {}
-        speed = self._cubes / (time.perf_counter() - self._start)
+        speed = self._cubes / (self._end - self._start)
         self._say(
             f"epoch {epoch + 1:>{len(str(self._epochs))}}/{self._epochs}"
             f"  loss {logs['loss']:.4f}"

@@ -13,6 +13,7 @@ from luna_cls.errors import InputError
 from luna_cls.files import written_whole
 from luna_cls.learning.layers import FusedBatchNormalization
 from luna_cls.learning.naming import build
+from luna_cls.learning.precision import bfloat16_is_native
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -103,6 +104,8 @@ def save(model: keras.Model, path: Path) -> None:
 def load(path: str | Path) -> keras.Model:
     """Opens a `.keras` file for inference, without running code from it; its layers are fused again.
 
+    A model trained in bfloat16 computes in float32 on a machine that has no bfloat16 of its own.
+
     Raises:
         InputError: If the file is missing, no Keras model, or asks for code of its own.
     """
@@ -116,13 +119,23 @@ def load(path: str | Path) -> keras.Model:
         raise InputError(f"{path} cannot be loaded as a Keras model: {reason}") from error
     if not isinstance(model, keras.Model) or "layers" not in model.get_config():
         raise InputError(f"{path} is not a Keras model of layers. Received: a {type(model).__name__}.")
-    return _rebuilt(model, keras.layers.BatchNormalization, FusedBatchNormalization)
+    fused = _rebuilt(model, keras.layers.BatchNormalization, FusedBatchNormalization)
+    fused.jit_compile = jit_compile()
+    return fused
+
+
+def jit_compile() -> bool | str:
+    """What to tell Keras' `compile`: no XLA on TensorFlow, where it would replace the fused kernel."""
+    return False if keras.backend.backend() == "tensorflow" else "auto"
 
 
 def _rebuilt(model: keras.Model, old: type[keras.Layer], new: type[keras.Layer]) -> keras.Model:
     """The same model and weights, not compiled, with every layer of class `old` made a `new`."""
-    config = model.get_config()
+    config, native = model.get_config(), bfloat16_is_native()
     for layer in config["layers"]:
+        dtype = layer["config"].get("dtype")
+        if isinstance(dtype, dict) and dtype["config"].get("name") == "mixed_bfloat16" and not native:
+            dtype["config"]["name"] = "float32"
         if layer["class_name"] == old.__name__:
             layer.update(keras.saving.serialize_keras_object(new.from_config(layer["config"])))
     copy = type(model).from_config(config)

@@ -20,13 +20,14 @@ def set_policy(precision: str) -> str:
     Returns:
         The name of the Keras dtype policy: "float32" or "mixed_bfloat16".
     """
-    fast = precision == "bfloat16" or (precision == "auto" and _bfloat16_is_native())
+    fast = precision == "bfloat16" or (precision == "auto" and bfloat16_is_native())
     policy = "mixed_bfloat16" if fast else "float32"
     keras.config.set_dtype_policy(policy)
     return policy
 
 
-def _bfloat16_is_native() -> bool:
+def bfloat16_is_native() -> bool:
+    """Whether the GPU, or without one the processor, has bfloat16 instructions."""
     backend = keras.backend.backend()
     if backend == "tensorflow":
         import tensorflow as tf

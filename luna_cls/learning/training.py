@@ -11,11 +11,13 @@ from typing import Any
 import keras
 import numpy as np
 import pandas as pd
+import tensorflow as tf
 from numpy.typing import NDArray
 
 from luna_cls import __version__
 from luna_cls.cubes import augmentation
 from luna_cls.cubes.batches import ordered_batches, training_batches
+from luna_cls.cubes.cutting import CubeSpec
 from luna_cls.cubes.folds import Split, split_by_fold
 from luna_cls.cubes.plan import Plan
 from luna_cls.cubes.store import CubeStore
@@ -62,7 +64,7 @@ def train(
     keras.utils.set_random_seed(settings.seed)
     policy = set_policy(settings.precision)
     loss = losses.get(settings.loss.name, **settings.loss.parameters)
-    model = models.get(settings.model.name, **{"size_vox": store.spec.size_vox, **settings.model.parameters})
+    model = models.get(settings.model.name, **_model_parameters(store, settings))
     split = split_by_fold(store.candidates, settings.split.validation_folds, settings.split.test_folds)
     plan = _plan(store, split, settings)
     labels = store.labels[split.validation]
@@ -84,7 +86,9 @@ def train(
     def predict(net: keras.Model) -> NDArray[np.float64]:
         return net.predict(batches, verbose=0).reshape(-1).astype(np.float64)
 
-    model.compile(_optimizer(settings.optimizer), loss, metrics=streaming_metrics())
+    model.compile(
+        _optimizer(settings.optimizer), loss, metrics=streaming_metrics(), jit_compile=models.jit_compile()
+    )
     best = BestModel(run / "model.keras", training.monitor)
     callbacks = [ExactValidation(lambda: predict(model), labels, loss), best]
     if training.patience is not None:
@@ -98,19 +102,25 @@ def train(
     callbacks += [
         keras.callbacks.CSVLogger(run / "history.csv"),
         keras.callbacks.TensorBoard(run / "tensorboard", histogram_freq=1, write_graph=False),
-        PlainLines(say, training.epochs, plan.steps * training.batch_size),
+        PlainLines(say, training.epochs, plan.cubes_per_epoch),
     ]
     augmentations = [
         getattr(augmentation, name) for name, wanted in settings.augmentation.model_dump().items() if wanted
     ]
-    model.fit(
-        training_batches(store, plan, range(training.epochs), augmentations),
-        epochs=training.epochs,
-        steps_per_epoch=plan.steps,
-        callbacks=callbacks,
-        shuffle=False,  # the plan has shuffled
-        verbose=0,
-    )
+    try:
+        model.fit(
+            training_batches(store, plan, range(training.epochs), augmentations),
+            epochs=training.epochs,
+            steps_per_epoch=plan.steps,
+            callbacks=callbacks,
+            shuffle=False,  # the plan has shuffled
+            verbose=0,
+        )
+    except tf.errors.ResourceExhaustedError as error:
+        raise InputError(
+            f"The device has too little memory for batches of {training.batch_size}. "
+            "Lower training.batch_size."
+        ) from error
 
     logits = predict(models.load(run / "model.keras"))
     result = {
@@ -128,7 +138,7 @@ def train(
 
 def predictions_table(candidates: pd.DataFrame, logits: NDArray[np.float64]) -> pd.DataFrame:
     """A LUNA16 submission of candidates `(n)` and their logits `(n,)`, with `class` where it is known."""
-    # Through float64, so that probabilities near 0 and 1 stay apart.
+    # In float64, where probabilities stay apart up to a logit of 36; float32 ends at 17.
     table = candidates.assign(probability=1 / (1 + np.exp(-logits)), logit=logits)
     return table[[name for name in PREDICTION_COLUMNS if name in table.columns]]
 
@@ -139,6 +149,27 @@ def _check_monitor(monitor: str, metrics: dict[str, float]) -> None:
     known = [f"val_{name}" for name in ("loss", *metrics) if name not in no_goals]
     if monitor not in known:
         raise InputError(f"Unknown training.monitor '{monitor}'. Known: {', '.join(known)}.")
+
+
+def _model_parameters(store: CubeStore, settings: Settings) -> dict[str, Any]:
+    """The model's own parameters, and the size of its cubes, which the store decides."""
+    if store.spec.spacing_mm != CubeSpec().spacing_mm:
+        raise InputError(
+            f"{store.path} holds cubes of {store.spec.spacing_mm} mm spacing. A model carries no spacing: "
+            f"findings would be cut at {CubeSpec().spacing_mm} mm. Prepare the store at that."
+        )
+    size_vox = settings.model.parameters.get("size_vox", store.spec.size_vox)
+    if size_vox != store.spec.size_vox:
+        raise InputError(
+            f"model.size_vox is the edge of the store's cubes, {store.spec.size_vox}. Received: {size_vox}."
+        )
+    return {**settings.model.parameters, "size_vox": store.spec.size_vox}
+
+
+def _devices() -> list[str]:
+    """What Keras computes on: the GPUs where there are some, else the processors."""
+    devices = keras.distribution.list_devices()
+    return [name for name in devices if not name.startswith("cpu")] or devices
 
 
 def _plan(store: CubeStore, split: Split, settings: Settings) -> Plan:
@@ -174,7 +205,7 @@ def _opening(split: Split, plan: Plan, policy: str, model: keras.Model) -> str:
         f"{len(split.train)} training cubes, {nodules} of them nodules "
         f"(1 in {len(split.train) / nodules:.0f}); "
         f"{len(split.validation)} validation cubes; {plan.steps} steps an epoch; "
-        f"{model.name}, {model.count_params():,} parameters, {policy}"
+        f"{model.name}, {model.count_params():,} parameters, {policy} on {', '.join(_devices())}"
     )
 
 
@@ -191,6 +222,6 @@ def _environment(store: CubeStore, policy: str) -> dict[str, Any]:
         },
         "backend": backend,
         "dtype_policy": policy,
-        "devices": keras.distribution.list_devices(),
+        "devices": _devices(),
         "store": {"candidates_sha256": sha256(store.path / "candidates.csv"), "rows": len(store.candidates)},
     }
