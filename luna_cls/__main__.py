@@ -1,11 +1,17 @@
 """`python -m luna_cls`, and the command `luna-cls`."""
 
-from luna_cls.cli import app
+import sys
 
 
 def main() -> None:
     """Runs the command line."""
-    app(prog_name="luna-cls")
+    try:
+        from luna_cls.cli import app
+
+        app(prog_name="luna-cls")
+    except KeyboardInterrupt:  # before a command could take it
+        print("Interrupted.", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

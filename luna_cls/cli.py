@@ -7,6 +7,7 @@ imported inside its command, so that `--help` answers at once.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,8 +47,8 @@ def _command(function: Callable[Params, int]) -> Callable[Params, None]:
         except InputError as error:
             status = _say_wrong(str(error))
         except OSError as error:
-            where = f"{error.filename}: " if error.filename else ""
-            status = _say_wrong(f"{where}{error.strerror or error}.")
+            where = f" ({error.filename})" if error.filename else ""
+            status = _say_wrong(f"{error.strerror or error}{where}. Check the path, its rights and the disk.")
         except KeyboardInterrupt:
             _err.print("Interrupted.")
             status = INTERRUPTED
@@ -84,7 +85,8 @@ def demo(
     result = shown.result
     print_metrics(
         _out,
-        f"{result['froc']['num_scans']} test scans, {result['froc']['num_nodules']} nodules",
+        f"{result['froc']['num_scans']} test scans, {result['froc']['num_nodules']} nodules, "
+        f"{result['metrics']['tp'] + result['metrics']['fn']} candidates in them",
         result["metrics"],
         result["no_skill"],
         result["froc"]["cpm"],
@@ -129,10 +131,13 @@ def prepare(
     from luna_cls.scans.luna16 import LunaTree
 
     tree = LunaTree.open(luna_dir)
-    with _progress("Cutting cubes") as on_progress:
-        made = prepare_store(
-            tree, tree.candidates(candidates), store, workers=workers, force=force, on_progress=on_progress
-        )
+    points = tree.candidates(candidates)
+    try:
+        with _progress("Cutting cubes") as on_progress:
+            made = prepare_store(tree, points, store, workers=workers, force=force, on_progress=on_progress)
+    except KeyboardInterrupt:
+        _say("The same command goes on with the scans that are not done yet.")
+        raise
     usable = made.candidates[made.candidates["status"] == OK]
     nodules = int(usable["class"].sum())
     _say(
@@ -167,6 +172,8 @@ def train(
     if loss is not None:
         overrides.append(f'loss.name="{loss}"')
     if val_folds is not None:
+        if not re.fullmatch(r"\d(,\d)*", val_folds):
+            raise InputError(f"--val-folds takes folds from 0 to 9, as 9 or 8,9. Received: '{val_folds}'.")
         overrides.append(f"split.validation_folds=[{val_folds}]")
     settings = load_settings(recipe, overrides)
     opened = CubeStore.open(store)
@@ -233,9 +240,8 @@ def predict(
 def _failed(folder: Path, count: int) -> int:
     if not count:
         return DONE
-    _err.print(
-        f"luna-cls: {count} could not be used; {folder / 'failures.csv'} says which and why.", markup=False
-    )
+    failures = folder / "failures.csv"
+    _say(f"luna-cls: {count} scans or candidates could not be used; {failures} says which and why.")
     return SOME_FAILED
 
 

@@ -75,9 +75,15 @@ def read_csv(path: Path, columns: tuple[str, ...], what: str, optional: tuple[st
     try:
         # Blank lines are kept at first, so that the index tells the line.
         table = pd.read_csv(path, dtype={"seriesuid": str}, skip_blank_lines=False)
-    except (ValueError, UnicodeError) as error:
+    except UnicodeError as error:
+        raise InputError(f"{path} is no text in UTF-8. A CSV of {what} is; save it as such.") from error
+    except ValueError as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{path} cannot be read as a CSV of {what}: {reason}.") from error
+    other = next((sign for sign in (";", "\t") if sign in "".join(map(str, table.columns))), None)
+    if other:
+        name = "semicolons" if other == ";" else "tabs"
+        raise InputError(f"{path}: its cells are separated by {name}. Save it with commas.")
     if not isinstance(table.index, pd.RangeIndex):
         raise InputError(
             f"{path}: rows have more cells than the header line has columns. A CSV of {what} has "
@@ -130,6 +136,9 @@ def require_new(path: Path, *, force: bool, sign: str, inputs: Iterable[Path] = 
         InputError: If `path` must not be replaced.
     """
     if not path.exists():
+        ancestor = next(parent for parent in path.resolve().parents if parent.exists())
+        if not ancestor.is_dir() or not os.access(ancestor, os.W_OK):
+            raise InputError(f"{path} cannot be made: {ancestor} is no folder that can be written to.")
         return
     if not force:
         raise InputError(f"{path} exists already. Choose another path, or pass --force to replace it.")
@@ -142,6 +151,24 @@ def require_new(path: Path, *, force: bool, sign: str, inputs: Iterable[Path] = 
     for given in inputs:
         if given.resolve().is_relative_to(path.resolve()):
             raise InputError(f"{path} is not replaced: the input {given} lies in it. Choose another path.")
+
+
+@contextmanager
+def kept_until_done(path: Path) -> Iterator[None]:
+    """Puts an earlier folder at `path` aside: deleted once the block succeeds, back in place if it fails."""
+    if not path.exists():
+        yield
+        return
+    aside = path.with_name(f".{path.name}.replaced")
+    clear(aside)
+    path.rename(aside)
+    try:
+        yield
+    except BaseException:
+        clear(path)
+        aside.rename(path)
+        raise
+    clear(aside)
 
 
 def clear(path: Path) -> None:

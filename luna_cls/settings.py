@@ -168,10 +168,16 @@ def _parse_value(text: str) -> Any:
 def _in_one_line(error: ValidationError) -> str:
     first = error.errors()[0]
     keys = [str(key) for key in first["loc"]]
-    if first["type"] != "extra_forbidden":
-        return f"Setting {'.'.join(keys)}: {first['msg']}. Received: {first['input']!r}."
+    name = ".".join(keys)
+    if first["type"] == "extra_forbidden":
+        return f"Unknown setting '{name}'. {_known_in(keys[:-1])}"
+    if first["type"] == "model_type":
+        return f"Setting {name} is a section, not a value. {_known_in(keys)}"
+    return f"Setting {name}: {first['msg']}. Received: {first['input']!r}."
+
+
+def _known_in(keys: list[str]) -> str:
     section: Any = Settings
-    for key in keys[:-1]:
+    for key in keys:
         section = section.model_fields[key].annotation
-    where = f"in {'.'.join(keys[:-1])}" if keys[:-1] else "at the top"
-    return f"Unknown setting '{'.'.join(keys)}'. Known {where}: {', '.join(section.model_fields)}."
+    return f"Known {'in ' + '.'.join(keys) if keys else 'at the top'}: {', '.join(section.model_fields)}."

@@ -26,10 +26,10 @@ WRONG_INPUTS = {
     "train gone run --recipe words.toml": ("words.toml is not TOML",),
     "train gone run --set training.epoch=3": ("'training.epoch'", "epochs, batch_size"),
     "train gone run --set training.epochs": ("--set needs key.path=value",),
-    "train gone run --val-folds nine": ("validation_folds",),
+    "train gone run --val-folds nine": ("--val-folds takes folds from 0 to 9",),
     "evaluate gone.csv --annotations annotations.csv --out new": ("No predictions file at gone.csv",),
     "evaluate no_x.csv --annotations annotations.csv --out new": ("no_x.csv lacks the column coordX",),
-    "evaluate marks.csv --annotations gone.csv --out new": ("No annotations file at gone.csv",),
+    "evaluate marks.csv --annotations gone.csv --out new": ("No annotated nodules file at gone.csv",),
     "evaluate marks.csv --annotations annotations.csv --seriesuids gone.csv --out new": (
         "No list of scans at gone.csv",
     ),
@@ -176,7 +176,7 @@ def test_a_wrong_model_ends_with_1_and_one_line(run_cli, folder):
 
     done = run_cli("predict", "words.toml", "tree", *options)
 
-    _assert_refused(done, "words.toml cannot be loaded as a Keras model")
+    _assert_refused(done, "words.toml is not a .keras file")
     assert not Path("new").exists()
 
 
@@ -212,7 +212,9 @@ def test_a_missing_and_a_truncated_scan_end_with_3(run_cli, folder):
 
     failures = pd.read_csv("store/failures.csv", dtype=str)
     assert done.returncode == 3
-    assert done.stderr.splitlines()[-1].startswith("luna-cls: 2 could not be used; store/failures.csv")
+    assert done.stderr.splitlines()[-1].startswith(
+        "luna-cls: 2 scans or candidates could not be used; store/failures.csv"
+    )
     assert failures[["seriesuid", "status"]].to_numpy().tolist() == [
         ["1.2.826.0.2", "unreadable"],
         ["9.9.9", "no_scan"],

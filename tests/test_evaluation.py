@@ -224,3 +224,52 @@ def test_wrong_files_are_refused_before_anything_is_written(submission, name, te
 
     assert "\n" not in str(refusal.value)
     assert not (submission / "out").exists()
+
+
+def _warnings(folder, **options):
+    result = evaluate_submission(folder / "marks.csv", folder / "annotations.csv", folder / "out", **options)
+    return " ".join(result["warnings"])
+
+
+def test_nodules_of_scans_without_a_mark_are_not_left_out_silently(submission):
+    """Without a list of scans, scan b, which has a nodule but no mark, is missing: that is said."""
+    (submission / "marks.csv").write_text(f"{POINTS},probability\na,0,0,0,0.9\n")
+
+    said = _warnings(submission)
+
+    assert said.startswith("1 nodules of 1 scans without a prediction were left out.")
+
+
+def test_marks_beside_every_nodule_are_suspected_of_other_coordinates(submission):
+    """No hit at all looks like voxels for mm or x for z."""
+    (submission / "marks.csv").write_text(f"{POINTS},probability\na,70,0,0,0.9\nb,70,0,0,0.5\n")
+
+    assert "No mark lies in a nodule. Are the coordinates x, y, z in mm" in _warnings(submission)
+
+
+def test_logits_that_contradict_the_probabilities_are_not_scored(submission):
+    """FROC and metrics are of one score: the probabilities, where 0.9 and a logit of -5 stand side by side."""
+    rows = "a,0,0,0,0.9,-5,1\na,50,0,0,0.1,5,0\n"
+    (submission / "marks.csv").write_text(f"{POINTS},probability,logit,class\n{rows}")
+
+    said = _warnings(submission)
+
+    assert "logit and probability differ" in said
+    assert json.loads((submission / "out" / "metrics.json").read_text())["metrics"]["auc"] == 1.0
+
+
+def test_probabilities_near_zero_keep_their_order(submission):
+    """1e-30 against 1e-20 is a difference: the AUC is 1, not that of a tie, 0.5."""
+    rows = "a,0,0,0,1e-20,1\na,50,0,0,1e-30,0\n"
+    (submission / "marks.csv").write_text(f"{POINTS},probability,class\n{rows}")
+
+    _warnings(submission)
+
+    assert json.loads((submission / "out" / "metrics.json").read_text())["metrics"]["auc"] == 1.0
+
+
+def test_ties_at_the_hundredth_mark_are_said(submission):
+    """101 marks of probability 1 on a nodule all go by LUNA16's rule: the nodule is missed, with a warning."""
+    (submission / "marks.csv").write_text(f"{POINTS},probability\n" + "a,0,0,0,1\n" * 101)
+
+    assert "In 1 scans equal probabilities around the 100th mark were all dropped" in _warnings(submission)

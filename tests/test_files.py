@@ -63,7 +63,7 @@ def test_a_binary_file_is_no_csv(tmp_path):
     """Bytes that are no text are refused in one line."""
     (tmp_path / "table.csv").write_bytes(b"seriesuid,coordX\n\xff\xfe\x00\x80,1\n")
 
-    with pytest.raises(InputError, match="cannot be read as a CSV"):
+    with pytest.raises(InputError, match="no text in UTF-8"):
         files.read_csv(tmp_path / "table.csv", ("seriesuid", "coordX"), "candidates")
 
 

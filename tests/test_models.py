@@ -209,7 +209,7 @@ def _write_lone_layer(path):
     ("write", "message"),
     [
         (lambda path: path.with_name("other").touch(), "No model at .*model.keras"),
-        (lambda path: path.write_text("no zip"), "model.keras cannot be loaded as a Keras model"),
+        (lambda path: path.write_text("no zip"), "model.keras is not a .keras file"),
         (_write_lambda, "model.keras cannot be loaded as a Keras model"),
         (_write_lone_layer, "model.keras is not a Keras model of layers. Received: a Dense"),
     ],

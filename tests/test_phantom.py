@@ -1,4 +1,5 @@
 import hashlib
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -79,12 +80,23 @@ def test_the_tree_has_the_layout_of_luna16(tree):
     uids = [series_uid(SEED, 0), series_uid(SEED, 1)]
 
     assert sorted(path.name for path in tree.iterdir()) == sorted(
-        ["annotations.csv", "candidates_V2.csv", "seriesuids.csv", "seg-lungs-LUNA16"]
+        ["annotations.csv", "candidates_V2.csv", "phantom.json", "seriesuids.csv", "seg-lungs-LUNA16"]
         + [f"subset{number}" for number in range(10)]
     )
     assert (tree / "subset0" / f"{uids[0]}.mhd").is_file()
     assert (tree / "subset1" / f"{uids[1]}.zraw").is_file()
     assert (tree / "seriesuids.csv").read_text() == f"{uids[0]}\n{uids[1]}\n"
+
+
+def test_a_download_is_never_replaced_by_a_phantom(tree, tmp_path):
+    """A LUNA16 tree, which has every file of a phantom but phantom.json, is refused even with force."""
+    download = shutil.copytree(tree, tmp_path / "LUNA16")
+    (download / "phantom.json").unlink()
+
+    with pytest.raises(InputError, match="not replaced, even by --force"):
+        write_phantom(download, 1, SEED, force=True)
+
+    assert len(list(download.glob("subset*/*.mhd"))) == 2
 
 
 def test_the_tables_read_back(tree):

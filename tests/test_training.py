@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from luna_cls.cubes.cutting import CubeSpec
 from luna_cls.cubes.store import prepare
 from luna_cls.errors import InputError
 from luna_cls.files import sha256
@@ -120,7 +121,7 @@ def test_history_has_training_and_exact_validation_metrics(run):
     history = pd.read_csv(run / "history.csv")
 
     exact = {f"val_{name}" for name in binary_metrics([0, 1], [0, 1])}
-    assert history["epoch"].tolist() == [0, 1]
+    assert history["epoch"].tolist() == [1, 2]
     assert set(history.columns) == {"epoch", "loss", "val_loss"} | STREAMED | exact
     assert history[["tp", "fp", "tn", "fn"]].sum(axis=1).tolist() == [32, 32]
     assert history[["val_tp", "val_fp", "val_tn", "val_fn"]].sum(axis=1).tolist() == [10, 10]
@@ -254,6 +255,43 @@ def test_settings_that_do_not_fit_are_refused(store, tmp_path, override, message
 
     assert "\n" not in str(refusal.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_training_leaves_the_run_it_was_to_replace(run, store, tmp_path):
+    """Forced over a good run, a training that diverges puts back every file of it."""
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    settings = _tiny("optimizer.learning_rate=1e30", "training.epochs=3", "training.steps_per_epoch=4")
+
+    with pytest.raises(InputError, match="diverged in epoch .* Lower optimizer.learning_rate"):
+        train(store, settings, copy, force=True, say=lambda _: None)
+
+    assert sha256(copy / "model.keras") == sha256(run / "model.keras")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_an_unfinished_run_is_said_to_be_one(store, tmp_path):
+    """A run without metrics.json is refused as unfinished, with the way on."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "settings.toml").touch()
+
+    with pytest.raises(InputError, match="unfinished run. Pass --force"):
+        train(store, _tiny(), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("spec", "override", "message"),
+    [
+        (CubeSpec(31, 1.0), "model.size_vox=21", "edge of the store's cubes, 31. Received: 21"),
+        (CubeSpec(31, 0.5), "seed=1", "cubes of 0.5 mm spacing"),
+    ],
+    ids=["size", "spacing"],
+)
+def test_a_model_is_of_the_cubes_it_will_be_given(store, tmp_path, spec, override, message):
+    """Neither another cube size than the store's nor a spacing that predict would not cut is trained on."""
+    with pytest.raises(InputError, match=message):
+        train(replace(store, spec=spec), _tiny(override), tmp_path / "run")
+
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_existing_run_is_kept_unless_forced(run, store):

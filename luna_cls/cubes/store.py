@@ -56,7 +56,7 @@ class CubeStore:
         """
         path = Path(path)
         if not (path / "store.json").is_file():
-            raise InputError(f"{path} is no cube store. Make one: luna-cls prepare LUNA_DIR {path}")
+            raise InputError(f"{path} is no cube store. Give the folder that luna-cls prepare has made.")
         try:
             facts = json.loads((path / "store.json").read_text(encoding="utf-8"))
             made_by, spec = facts["format"], CubeSpec(**facts["spec"])

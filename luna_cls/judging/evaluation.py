@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from luna_cls.errors import InputError
@@ -73,13 +74,13 @@ def read_submission(path: Path) -> pd.DataFrame:
     return read_csv(path, (*POINT_COLUMNS, "probability"), "predictions", optional=("logit", "class"))
 
 
-def read_annotations(path: Path) -> pd.DataFrame:
+def read_annotations(path: Path, what: str = "annotated nodules") -> pd.DataFrame:
     """Reads nodules or excluded findings: `seriesuid, coordX, coordY, coordZ, diameter_mm`.
 
     Raises:
         InputError: If the file, a column or a cell is wrong.
     """
-    return read_csv(path, (*POINT_COLUMNS, "diameter_mm"), "annotations")
+    return read_csv(path, (*POINT_COLUMNS, "diameter_mm"), what)
 
 
 def read_series_uids(path: Path) -> list[str]:
@@ -127,8 +128,13 @@ def evaluate_submission(
     marks = read_submission(submission)
     uids = read_series_uids(series_uids) if series_uids else marks["seriesuid"].unique().tolist()
     nodules = read_annotations(annotations)
-    curve = froc.evaluate(marks, nodules, uids, read_annotations(excluded) if excluded else None)
+    ignored = read_annotations(excluded, "excluded findings") if excluded else None
+    curve = froc.evaluate(marks, nodules, uids, ignored)
     result: dict[str, Any] = {"froc": curve.summary(), "warnings": list(curve.warnings)}
+    if not curve.counts["true_positives"]:
+        result["warnings"].append(
+            "No mark lies in a nodule. Are the coordinates x, y, z in mm, and of the same scans?"
+        )
     left_out = nodules[~nodules["seriesuid"].isin(uids)]
     if series_uids is None and len(left_out):
         result["warnings"].append(
@@ -137,8 +143,7 @@ def evaluate_submission(
         )
     if "class" in marks.columns:
         marks = marks[marks["seriesuid"].isin(uids)]
-        column, threshold = ("logit", 0.0) if "logit" in marks.columns else ("probability", 0.5)
-        result["metrics"] = binary_metrics(marks["class"], marks[column], threshold)
+        result["metrics"] = binary_metrics(marks["class"], *_scores(marks, result["warnings"]))
         result["no_skill"] = no_skill_metrics(marks["class"])
     points = {
         "fps_per_scan": curve.fps_per_scan,
@@ -174,6 +179,19 @@ def _ranking_metrics(is_nodule: NDArray[np.bool_], scores: NDArray[np.float64]) 
         sensitivity[specificity >= 0.9].max(),
     )
     return dict(zip(names, map(float, values), strict=True))
+
+
+def _scores(marks: pd.DataFrame, warnings: list[str]) -> tuple[pd.Series, float]:
+    """The finest scores there are and their threshold; says so if the logits are not the probabilities'."""
+    if "logit" not in marks.columns:
+        return marks["probability"], 0.5
+    difference = np.abs(expit(marks["logit"]) - marks["probability"]).max()
+    if difference > 1e-6:
+        warnings.append(
+            f"logit and probability differ, by up to {difference:.2g}: the probabilities were scored."
+        )
+        return marks["probability"], 0.5
+    return marks["logit"], 0.0
 
 
 def _ratio(part: float, whole: float) -> float:

@@ -91,9 +91,14 @@ def evaluate(
     scans = list(dict.fromkeys(series_uids))
     if not scans:
         raise InputError("The list of scans is empty. Give the series UIDs that were read.")
-    annotations = annotations[annotations["seriesuid"].isin(scans)]
-    if annotations.empty:
-        raise InputError("No annotated nodule is in the listed scans: sensitivity is not defined.")
+    listed = annotations[annotations["seriesuid"].isin(scans)]
+    if listed.empty:
+        nodules_of_scans = ", ".join(annotations["seriesuid"].head(1)) or "no scan"
+        raise InputError(
+            "No annotated nodule is in the listed scans: sensitivity is not defined. "
+            f"Received: scans {scans[0]}, ...; nodules of {nodules_of_scans}, ..."
+        )
+    annotations = listed
     nodules_of = dict(tuple(annotations.groupby("seriesuid")))
     excluded_of = dict(tuple(excluded.groupby("seriesuid"))) if excluded is not None else {}
     marks_of = dict(tuple(marks.groupby("seriesuid")))

@@ -9,9 +9,11 @@ from typing import Any
 
 import keras
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from luna_cls.errors import InputError
+from luna_cls.files import write_csv
 from luna_cls.judging.evaluation import binary_metrics
 from luna_cls.learning import models
 
@@ -74,6 +76,20 @@ class BestModel(keras.callbacks.Callback):
         if self.epoch < 0 or np.isnan(self.value) or value > self.value:
             self.epoch, self.value = epoch, value
             models.save(self.model, self._path)
+
+
+class HistoryFile(keras.callbacks.Callback):
+    """Writes a CSV with a row for every epoch, counted from 1, whole at every epoch's end."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+        self._rows: list[dict[str, Any]] = []
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Adds the epoch's row."""
+        self._rows.append({"epoch": epoch + 1, **(logs or {})})
+        write_csv(self._path, pd.DataFrame(self._rows))
 
 
 class PlainLines(keras.callbacks.Callback):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -112,6 +113,8 @@ def load(path: str | Path) -> keras.Model:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"No model at {path}. Give the model.keras of a run.")
+    if not zipfile.is_zipfile(path):
+        raise InputError(f"{path} is not a .keras file. Give the model.keras of a run.")
     try:
         model = keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # whatever a hostile or damaged file makes Keras raise

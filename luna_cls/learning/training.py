@@ -22,10 +22,24 @@ from luna_cls.cubes.folds import Split, split_by_fold
 from luna_cls.cubes.plan import Plan
 from luna_cls.cubes.store import CubeStore
 from luna_cls.errors import InputError
-from luna_cls.files import POINT_COLUMNS, clear, require_new, sha256, write_csv, write_json, write_text
+from luna_cls.files import (
+    POINT_COLUMNS,
+    kept_until_done,
+    require_new,
+    sha256,
+    write_csv,
+    write_json,
+    write_text,
+)
 from luna_cls.judging.evaluation import no_skill_metrics
 from luna_cls.learning import losses, models
-from luna_cls.learning.callbacks import BestModel, ExactValidation, PlainLines, validation_metrics
+from luna_cls.learning.callbacks import (
+    BestModel,
+    ExactValidation,
+    HistoryFile,
+    PlainLines,
+    validation_metrics,
+)
 from luna_cls.learning.metrics import streaming_metrics
 from luna_cls.learning.precision import set_policy
 from luna_cls.settings import OptimizerSettings, Settings
@@ -60,6 +74,10 @@ def train(
         InputError: If a setting does not fit the store, a set lacks one class, or `run` exists.
     """
     run, training = Path(run), settings.training
+    if not force and (run / "settings.toml").is_file() and not (run / "metrics.json").is_file():
+        raise InputError(
+            f"{run} is an unfinished run. Pass --force to start it over, or choose another path."
+        )
     require_new(run, force=force, sign="settings.toml", inputs=[store.path])
     keras.utils.set_random_seed(settings.seed)
     policy = set_policy(settings.precision)
@@ -75,38 +93,53 @@ def train(
         )
     no_skill = no_skill_metrics(labels)
     _check_monitor(training.monitor, no_skill)
-    clear(run)
-    run.mkdir(parents=True)
-    write_text(run / "settings.toml", settings.to_toml())
-    write_json(run / "environment.json", _environment(store, policy))
-    say(_opening(split, plan, policy, model))
-
-    batches = ordered_batches(store, split.validation, training.batch_size)
-
-    def predict(net: keras.Model) -> NDArray[np.float64]:
-        return net.predict(batches, verbose=0).reshape(-1).astype(np.float64)
-
-    model.compile(
-        _optimizer(settings.optimizer), loss, metrics=streaming_metrics(), jit_compile=models.jit_compile()
-    )
-    best = BestModel(run / "model.keras", training.monitor)
-    callbacks = [ExactValidation(lambda: predict(model), labels, loss), best]
-    if training.patience is not None:
-        callbacks.append(
-            keras.callbacks.EarlyStopping(
-                training.monitor,
-                patience=training.patience,
-                mode="min" if training.monitor.endswith("loss") else "max",
-            )
+    with kept_until_done(run):
+        run.mkdir(parents=True)
+        write_text(run / "settings.toml", settings.to_toml())
+        write_json(run / "environment.json", _environment(store, policy))
+        say(_opening(split, plan, policy, model))
+        model.compile(
+            _optimizer(settings.optimizer),
+            loss,
+            metrics=streaming_metrics(),
+            jit_compile=models.jit_compile(),
         )
-    callbacks += [
-        keras.callbacks.CSVLogger(run / "history.csv"),
-        keras.callbacks.TensorBoard(run / "tensorboard", histogram_freq=1, write_graph=False),
-        PlainLines(say, training.epochs, plan.cubes_per_epoch),
-    ]
-    augmentations = [
-        getattr(augmentation, name) for name, wanted in settings.augmentation.model_dump().items() if wanted
-    ]
+        validation = ordered_batches(store, split.validation, training.batch_size)
+        best = BestModel(run / "model.keras", training.monitor)
+        exact = ExactValidation(lambda: _logits(model, validation), labels, loss)
+        lines = PlainLines(say, training.epochs, plan.cubes_per_epoch)
+        _fit(model, store, plan, settings, [exact, best, *_records(run, settings), lines])
+
+        logits = _logits(models.load(run / "model.keras"), validation)
+        result = {
+            "best_epoch": best.epoch + 1,
+            "monitor": training.monitor,
+            "validation": validation_metrics(labels, logits, loss),
+            "no_skill": no_skill,
+        }
+        table = predictions_table(store.candidates.iloc[split.validation], logits)
+        write_csv(run / "validation_predictions.csv", table)
+        write_json(run / "metrics.json", result)
+    return result
+
+
+def predictions_table(candidates: pd.DataFrame, logits: NDArray[np.float64]) -> pd.DataFrame:
+    """A LUNA16 submission of candidates `(n)` and their logits `(n,)`, with `class` where it is known."""
+    # In float64, where probabilities stay apart up to a logit of 36; float32 ends at 17.
+    table = candidates.assign(probability=1 / (1 + np.exp(-logits)), logit=logits)
+    return table[[name for name in PREDICTION_COLUMNS if name in table.columns]]
+
+
+def _fit(
+    model: keras.Model,
+    store: CubeStore,
+    plan: Plan,
+    settings: Settings,
+    callbacks: list[keras.callbacks.Callback],
+) -> None:
+    training = settings.training
+    wanted = settings.augmentation.model_dump()
+    augmentations = [getattr(augmentation, name) for name, is_wanted in wanted.items() if is_wanted]
     try:
         model.fit(
             training_batches(store, plan, range(training.epochs), augmentations),
@@ -122,25 +155,22 @@ def train(
             "Lower training.batch_size."
         ) from error
 
-    logits = predict(models.load(run / "model.keras"))
-    result = {
-        "best_epoch": best.epoch + 1,
-        "monitor": training.monitor,
-        "validation": validation_metrics(labels, logits, loss),
-        "no_skill": no_skill,
-    }
-    write_csv(
-        run / "validation_predictions.csv", predictions_table(store.candidates.iloc[split.validation], logits)
-    )
-    write_json(run / "metrics.json", result)
-    return result
+
+def _records(run: Path, settings: Settings) -> list[keras.callbacks.Callback]:
+    """What reads the logs, exact metrics included: early stopping, the history file, TensorBoard."""
+    training = settings.training
+    records = [
+        HistoryFile(run / "history.csv"),
+        keras.callbacks.TensorBoard(run / "tensorboard", histogram_freq=1, write_graph=False),
+    ]
+    if training.patience is not None:
+        mode = "min" if training.monitor.endswith("loss") else "max"
+        records.append(keras.callbacks.EarlyStopping(training.monitor, patience=training.patience, mode=mode))
+    return records
 
 
-def predictions_table(candidates: pd.DataFrame, logits: NDArray[np.float64]) -> pd.DataFrame:
-    """A LUNA16 submission of candidates `(n)` and their logits `(n,)`, with `class` where it is known."""
-    # In float64, where probabilities stay apart up to a logit of 36; float32 ends at 17.
-    table = candidates.assign(probability=1 / (1 + np.exp(-logits)), logit=logits)
-    return table[[name for name in PREDICTION_COLUMNS if name in table.columns]]
+def _logits(model: keras.Model, batches: tf.data.Dataset) -> NDArray[np.float64]:
+    return model.predict(batches, verbose=0).reshape(-1).astype(np.float64)
 
 
 def _check_monitor(monitor: str, metrics: dict[str, float]) -> None:

@@ -21,8 +21,8 @@ _ROWS = {
     "specificity": "specificity",
 }
 _COUNTS = {
-    "tp": "nodules called nodule",
-    "fn": "nodules missed",
+    "tp": "candidates in nodules, found",
+    "fn": "candidates in nodules, missed",
     "fp": "false alarms",
     "tn": "rightly dismissed",
 }

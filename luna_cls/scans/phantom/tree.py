@@ -12,8 +12,9 @@ import pandas as pd
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
+from luna_cls import __version__
 from luna_cls.errors import InputError
-from luna_cls.files import require_new, whole_folder, write_csv
+from luna_cls.files import require_new, whole_folder, write_csv, write_json
 from luna_cls.processes import run_in_processes
 from luna_cls.scans.grid import Grid
 from luna_cls.scans.phantom.acquisition import Acquisition
@@ -21,6 +22,7 @@ from luna_cls.scans.phantom.scan import make_scan
 
 NUM_SUBSETS = 10
 LUNGS_FOLDER = "seg-lungs-LUNA16"
+MARK = "phantom.json"  # tells a phantom from a LUNA16 download
 COMPRESSION_LEVEL = 2  # noise hardly compresses: level 6 takes half as long again and saves 2 %
 
 ScanTables = tuple[str, pd.DataFrame, pd.DataFrame]  # series uid, annotations, candidates
@@ -48,8 +50,8 @@ def write_phantom(
 
     Scan `i` depends on `seed` and `i` alone: not on the number of scans or workers. Its files are
     `subset{i % 10}/{uid}.mhd` and `.zraw`, and a mask of its lungs in `seg-lungs-LUNA16`.
-    `annotations.csv`, `candidates_V2.csv` and `seriesuids.csv` lie beside them. The tree appears
-    whole or not at all. A scan takes about 5 s of one core and 0.8 GB.
+    `annotations.csv`, `candidates_V2.csv`, `seriesuids.csv` and `phantom.json` lie beside them. The
+    tree appears whole or not at all. A scan takes about 5 s of one core and 0.8 GB.
 
     Args:
         out: The folder to make.
@@ -70,7 +72,7 @@ def write_phantom(
     for name, value, least in (("num_scans", num_scans, 1), ("workers", workers, 1), ("seed", seed, 0)):
         if value is not None and value < least:
             raise InputError(f"{name} must be at least {least}. Received: {value}.")
-    require_new(out, force=force, sign="seriesuids.csv")
+    require_new(out, force=force, sign=MARK)
     tables = {}
     with whole_folder(out) as folder:
         for name in (*(f"subset{number}" for number in range(NUM_SUBSETS)), LUNGS_FOLDER):
@@ -82,6 +84,7 @@ def write_phantom(
                 tables[index] = table
                 if progress is not None:
                     progress(len(tables), num_scans)
+        write_json(folder / MARK, {"scans": num_scans, "seed": seed, "luna_cls": __version__})
         _write_tables(folder, [tables[index] for index in range(num_scans)])
     return out
 
