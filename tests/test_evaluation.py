@@ -248,7 +248,7 @@ def test_marks_beside_every_nodule_are_suspected_of_other_coordinates(submission
 
 
 def test_logits_that_contradict_the_probabilities_are_not_scored(submission):
-    """FROC and metrics are of one score: the probabilities, where 0.9 and a logit of -5 stand side by side."""
+    """Where 0.9 and a logit of -5 stand side by side, FROC and metrics are of the probabilities."""
     rows = "a,0,0,0,0.9,-5,1\na,50,0,0,0.1,5,0\n"
     (submission / "marks.csv").write_text(f"{POINTS},probability,logit,class\n{rows}")
 
@@ -269,7 +269,7 @@ def test_probabilities_near_zero_keep_their_order(submission):
 
 
 def test_ties_at_the_hundredth_mark_are_said(submission):
-    """101 marks of probability 1 on a nodule all go by LUNA16's rule: the nodule is missed, with a warning."""
+    """101 marks of probability 1 on a nodule all go, by LUNA16's rule: it is missed, with a warning."""
     (submission / "marks.csv").write_text(f"{POINTS},probability\n" + "a,0,0,0,1\n" * 101)
 
     assert "In 1 scans equal probabilities around the 100th mark were all dropped" in _warnings(submission)

@@ -262,7 +262,7 @@ def test_a_failed_training_leaves_the_run_it_was_to_replace(run, store, tmp_path
     copy = Path(shutil.copytree(run, tmp_path / "run"))
     settings = _tiny("optimizer.learning_rate=1e30", "training.epochs=3", "training.steps_per_epoch=4")
 
-    with pytest.raises(InputError, match="diverged in epoch .* Lower optimizer.learning_rate"):
+    with pytest.raises(InputError, match=r"diverged in epoch .* Lower optimizer\.learning_rate"):
         train(store, settings, copy, force=True, say=lambda _: None)
 
     assert sha256(copy / "model.keras") == sha256(run / "model.keras")
@@ -274,7 +274,7 @@ def test_an_unfinished_run_is_said_to_be_one(store, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "settings.toml").touch()
 
-    with pytest.raises(InputError, match="unfinished run. Pass --force"):
+    with pytest.raises(InputError, match=r"unfinished run\. Pass --force"):
         train(store, _tiny(), tmp_path / "run")
 
 
