@@ -26,7 +26,6 @@ from luna_cls.scans.luna16 import CANDIDATE_COLUMNS, LunaTree
 from luna_cls.scans.volume import read_volume
 
 FORMAT = 1
-STORE_COLUMNS = (*CANDIDATE_COLUMNS, "fold", "status")
 FAILURE_COLUMNS = ("seriesuid", "row", "status", "reason")
 
 OK, NO_SCAN, UNREADABLE, OUTSIDE = "ok", "no_scan", "unreadable", "outside"

@@ -122,7 +122,12 @@ def load(path: str | Path) -> keras.Model:
         raise InputError(f"{path} cannot be loaded as a Keras model: {reason}") from error
     if not isinstance(model, keras.Model) or "layers" not in model.get_config():
         raise InputError(f"{path} is not a Keras model of layers. Received: a {type(model).__name__}.")
-    fused = _rebuilt(model, keras.layers.BatchNormalization, FusedBatchNormalization)
+    fused = _rebuilt(
+        model,
+        keras.layers.BatchNormalization,
+        FusedBatchNormalization,
+        in_float32=not bfloat16_is_native(),
+    )
     fused.jit_compile = jit_compile()
     return fused
 
@@ -132,12 +137,17 @@ def jit_compile() -> bool | str:
     return False if keras.backend.backend() == "tensorflow" else "auto"
 
 
-def _rebuilt(model: keras.Model, old: type[keras.Layer], new: type[keras.Layer]) -> keras.Model:
-    """The same model and weights, not compiled, with every layer of class `old` made a `new`."""
-    config, native = model.get_config(), bfloat16_is_native()
+def _rebuilt(
+    model: keras.Model, old: type[keras.Layer], new: type[keras.Layer], *, in_float32: bool = False
+) -> keras.Model:
+    """The same model and weights, not compiled, with every layer of class `old` made a `new`.
+
+    With `in_float32`, layers that compute in bfloat16 do so no more.
+    """
+    config = model.get_config()
     for layer in config["layers"]:
         dtype = layer["config"].get("dtype")
-        if isinstance(dtype, dict) and dtype["config"].get("name") == "mixed_bfloat16" and not native:
+        if in_float32 and isinstance(dtype, dict) and dtype["config"].get("name") == "mixed_bfloat16":
             dtype["config"]["name"] = "float32"
         if layer["class_name"] == old.__name__:
             layer.update(keras.saving.serialize_keras_object(new.from_config(layer["config"])))
