@@ -188,7 +188,7 @@ def train(
         result["no_skill"],
     )
     _print_path(run)
-    return DONE
+    return DONE if result["diverged_in"] is None else SOME_FAILED
 
 
 @_command

@@ -53,9 +53,16 @@ class SplitSettings(_Frozen):
 
 
 class SamplingSettings(_Frozen):
-    """How batches are filled. Without `positives_per_batch`, as nodules occur (natural prevalence)."""
+    """How batches are filled: as nodules occur (natural prevalence), unless one of the first two is given.
+
+    `positives_per_batch` nodules in every batch; or `negatives_per_positive` look-alikes for every nodule,
+    on the whole. `correct_prior` shifts the logits of the model that is kept by the log odds of that, so
+    that its probabilities mean natural prevalence again.
+    """
 
     positives_per_batch: int | None = Field(None, ge=1)
+    negatives_per_positive: float | None = Field(None, gt=0, allow_inf_nan=False)
+    correct_prior: bool = False
 
 
 class AugmentationSettings(_Frozen):

@@ -36,16 +36,29 @@ def test_the_best_epoch_is_kept(tmp_path, monitor, values, best_epoch):
 
 
 def test_exact_validation_adds_to_the_logs():
-    """The logs gain val_loss and every binary metric as val_*; what was there stays."""
+    """The logs gain val_loss, every binary metric and the largest logit; what was there stays."""
     labels, logits = np.array([1, 0, 0]), np.array([2.0, -1.0, 1.0])
     logs = {"loss": 0.5}
 
-    ExactValidation(lambda: logits, labels, losses.get("bce")).on_epoch_end(0, logs)
+    ExactValidation(lambda: logits, labels, losses.get("bce"), print).on_epoch_end(0, logs)
 
     expected = {f"val_{name}": value for name, value in binary_metrics(labels, logits).items()}
     cross_entropy = (np.log1p(np.exp(-2)) + np.log1p(np.exp(-1)) + np.log1p(np.exp(1))) / 3
     assert logs.pop("val_loss") == pytest.approx(cross_entropy, rel=1e-6)
-    assert logs == {"loss": 0.5, **expected}
+    assert logs == {"loss": 0.5, "val_largest_logit": 2.0, **expected}
+
+
+def test_exact_validation_asks_for_other_weights_if_logits_are_not_finite():
+    """Logits of NaN call `recover` once, and what is logged is of the weights that it put back."""
+    answers = iter([np.array([np.nan, 0.0]), np.array([3.0, -1.0])])
+    told, logs = [], {}
+
+    ExactValidation(lambda: next(answers), np.array([1, 0]), losses.get("bce"), told.append).on_epoch_end(
+        4, logs
+    )
+
+    assert told == ["The model's logits stopped being finite in epoch 5"]
+    assert logs["val_auc"] == 1.0
 
 
 def test_an_epoch_is_one_plain_line():

@@ -24,6 +24,9 @@ def test_five_samples_by_hand():
         "specificity_at_sensitivity_0.5": 0.5,
         "specificity_at_sensitivity_0.9": 0.5,
         "sensitivity_at_specificity_0.9": pytest.approx(1 / 3),
+        "gmean": pytest.approx((2 / 3 * 1 / 2) ** 0.5),
+        "f1": pytest.approx(2 / 3),
+        "mcc": pytest.approx((2 * 1 - 1 * 1) / (3 * 3 * 2 * 2) ** 0.5),
         "precision": pytest.approx(2 / 3),
         "recall": pytest.approx(2 / 3),
         "specificity": 0.5,
@@ -48,6 +51,8 @@ def test_they_agree_with_scikit_learn():
     assert actual["auc"] == pytest.approx(sk.roc_auc_score(labels, scores))
     assert actual["average_precision"] == pytest.approx(sk.average_precision_score(labels, scores))
     assert actual["precision"] == pytest.approx(sk.precision_score(labels, called))
+    assert actual["f1"] == pytest.approx(sk.f1_score(labels, called))
+    assert actual["mcc"] == pytest.approx(sk.matthews_corrcoef(labels, called))
     assert actual["recall"] == pytest.approx(sk.recall_score(labels, called))
     assert actual["specificity"] == pytest.approx(sk.recall_score(1 - labels, ~called))
     counts = [actual[name] for name in ("tn", "fp", "fn", "tp")]
@@ -97,7 +102,13 @@ def test_what_needs_a_missing_class_is_nan(label, undefined):
     actual = binary_metrics([label] * 3, [-1.0, -2.0, 1.0 if label else -3.0])
 
     ranking = {"auc", "average_precision", "specificity_at_sensitivity_0.5"}
-    ranking |= {"specificity_at_sensitivity_0.9", "sensitivity_at_specificity_0.9", "balanced_accuracy"}
+    ranking |= {
+        "specificity_at_sensitivity_0.9",
+        "sensitivity_at_specificity_0.9",
+        "balanced_accuracy",
+        "gmean",
+        "mcc",
+    }
     assert {name for name, value in actual.items() if np.isnan(value)} == ranking | undefined
 
 

@@ -142,3 +142,73 @@ def test_a_plan_that_cannot_be_carried_out_is_refused(change, words):
 
     with pytest.raises(InputError, match=words):
         _plan(**change)
+
+
+@given(
+    batch_size=st.integers(2, 40),
+    ratio=st.floats(0.05, 50),
+    steps_per_epoch=st.integers(1, 12),
+    epochs=st.integers(1, 6),
+    seed=st.integers(0, 2**32),
+)
+def test_a_ratio_is_kept_over_any_number_of_epochs(batch_size, ratio, steps_per_epoch, epochs, seed):
+    """Nodules are the wanted share of all cubes seen, give or take one; rows are seen equally often."""
+    plan = _plan(
+        batch_size=batch_size, seed=seed, steps_per_epoch=steps_per_epoch, negatives_per_positive=ratio
+    )
+
+    rows = np.concatenate([plan.epoch(epoch) for epoch in range(epochs)])
+
+    seen = np.isin(rows, POSITIVES).sum()
+    wanted = batch_size * steps_per_epoch * epochs / (1 + ratio)
+    assert wanted - 1 - 1e-6 <= seen <= wanted + 1e-6
+    for kind in (POSITIVES, NEGATIVES):
+        counts = np.bincount(rows, minlength=52)[kind]
+        assert np.ptp(counts) <= 1
+
+
+def test_what_an_epoch_sees_is_stated():
+    """Batches of 5 + 3 of 47 + 5 rows: 80 cubes; a nodule comes 6 times, another 50 / 47 times."""
+    plan = _plan(**BALANCED)
+
+    assert (plan.steps, plan.cubes_per_epoch, plan.positive_share) == (10, 80, 3 / 8)
+    assert plan.visits_per_epoch == pytest.approx((50 / 47, 6))
+    assert plan.natural_weights == pytest.approx((47 / 52 / (5 / 8), 5 / 52 / (3 / 8)))
+    assert plan.prior_shift == pytest.approx(np.log(5 / 47) - np.log(3 / 5))
+    assert plan.batches_without_positives() == 0
+
+
+def test_natural_prevalence_weighs_nothing():
+    """As they come, every row is seen once, weighs 1, and there is no prior to correct."""
+    plan = _plan(batch_size=4)
+
+    without = [not np.isin(batch, POSITIVES).any() for batch in plan.epoch(0).reshape(-1, 4)]
+    assert plan.visits_per_epoch == pytest.approx((1, 1))
+    assert plan.natural_weights == (1, 1)
+    assert plan.prior_shift == 0
+    assert plan.batches_without_positives() == sum(without) >= 8
+
+
+def test_the_weights_bring_natural_prevalence_back():
+    """One nodule to 4 others, weighted, is 5 in 52 again."""
+    plan = _plan(negatives_per_positive=4)
+    negative, positive = plan.natural_weights
+    share = plan.positive_share
+
+    assert share == pytest.approx(1 / 5)
+    assert share * positive == pytest.approx(5 / 52)
+    assert (1 - share) * negative == pytest.approx(47 / 52)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"negatives_per_positive": 0}, "negatives_per_positive must be above 0. Received: 0"),
+        ({"negatives_per_positive": float("inf")}, "must be above 0. Received: inf"),
+        ({"negatives_per_positive": 3, "positives_per_batch": 2}, "exclude each other. Received: 2 and 3"),
+    ],
+)
+def test_a_ratio_that_makes_no_sense_is_refused(options, message):
+    """None, endless, or beside an exact count."""
+    with pytest.raises(InputError, match=message):
+        _plan(**options)

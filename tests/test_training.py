@@ -14,7 +14,10 @@ from luna_cls.cubes.store import prepare
 from luna_cls.errors import InputError
 from luna_cls.files import sha256
 from luna_cls.judging.evaluation import binary_metrics, no_skill_metrics
-from luna_cls.learning import models
+from luna_cls.learning import losses, models
+from luna_cls.learning.health import TrainingHealth
+from luna_cls.learning.losses.weighting import WEIGHTINGS
+from luna_cls.learning.metrics import streaming_metrics
 from luna_cls.learning.training import train
 from luna_cls.scans.luna16 import LunaTree
 from luna_cls.settings import load_settings
@@ -31,10 +34,7 @@ TINY = (
     "training.batch_size=8",
     "training.steps_per_epoch=4",
 )
-STREAMED = {
-    "accuracy", "balanced_accuracy", "auc", "specificity_at_sensitivity_0.5",
-    "precision", "recall", "fn", "fp", "tn", "tp",
-}  # fmt: skip
+STREAMED = {metric.name for metric in streaming_metrics()}
 
 
 def _quiet(line):
@@ -94,13 +94,18 @@ def test_its_settings_read_back(run):
 
 
 def test_it_says_what_it_does(trained):
-    """The first line counts cubes, nodules and steps; then one line an epoch."""
+    """It counts cubes, nodules, steps and how often each is seen; then comes one line an epoch."""
     _, lines = trained
 
     assert lines[0].startswith(
         "30 training cubes, 9 of them nodules (1 in 3); 10 validation cubes; 4 steps an epoch; seed_cnn"
     )
-    assert [line.split("  ")[0] for line in lines[1:]] == ["epoch 1/2", "epoch 2/2"]
+    assert lines[1] == (
+        "An epoch is 32 cubes, 30.00% of them nodules: it sees every nodule 1.07 times and every other cube "
+        "1.07 times."
+    )
+    epochs = [line for line in lines[2:] if not line.startswith("Warning: ")]
+    assert [line.split("  ")[0] for line in epochs] == ["epoch 1/2", "epoch 2/2"]
     assert not any("\n" in line for line in lines)
 
 
@@ -117,12 +122,14 @@ def test_its_environment_names_versions_and_data(run, store):
 
 
 def test_history_has_training_and_exact_validation_metrics(run):
-    """A row an epoch: the loss and the forum's ten metrics, and every exact metric as val_*."""
+    """A row an epoch: the loss and the streaming metrics, and every exact metric as val_*."""
     history = pd.read_csv(run / "history.csv")
 
     exact = {f"val_{name}" for name in binary_metrics([0, 1], [0, 1])}
     assert history["epoch"].tolist() == [1, 2]
-    assert set(history.columns) == {"epoch", "loss", "val_loss"} | STREAMED | exact
+    watched = {"val_largest_logit", "largest_gradient_norm"}
+    assert set(history.columns) == {"epoch", "loss", "val_loss"} | STREAMED | exact | watched
+    assert (history[sorted(watched)] > 0).all(axis=None)
     assert history[["tp", "fp", "tn", "fn"]].sum(axis=1).tolist() == [32, 32]
     assert history[["val_tp", "val_fp", "val_tn", "val_fn"]].sum(axis=1).tolist() == [10, 10]
 
@@ -238,23 +245,119 @@ def test_one_class_alone_is_refused(store, tmp_path, in_validation, message):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("training.monitor=val_f1", "training.monitor 'val_f1'. Known: val_loss, val_accuracy"),
-        ("loss.name=hinge", "Unknown loss 'hinge'. Known: bce, focal"),
+        ("training.monitor=val_precision", "training.monitor 'val_precision'. Known: val_loss, val_accuracy"),
+        ("loss.name=hinge", "Unknown loss 'hinge'. Known: bce, mse, focal, cefl, cefl2, anyloss, sol"),
         ("loss.gama=2", "loss bce has no parameter 'gama'. Known: label_smoothing"),
         ("model.name=resnet", "Unknown model 'resnet'. Known: seed_cnn"),
         ("model.filters=[4, 4, 4, 4, 4]", "5 blocks halve a cube of 31 voxels to nothing"),
         ("split.validation_folds=[7]", "No cube is left for validation"),
         ("sampling.positives_per_batch=8", "positives_per_batch must lie between 1 and 7"),
+        (("loss.name=sol", "sampling.correct_prior=true"), "correct_prior is for losses whose prob.* sol"),
     ],
-    ids=["monitor", "loss", "parameter", "model", "too deep", "empty fold", "no look-alikes"],
+    ids=["monitor", "loss", "parameter", "model", "too deep", "empty fold", "no look-alikes", "prior"],
 )
 def test_settings_that_do_not_fit_are_refused(store, tmp_path, override, message):
     """The refusal is one line that lists what is known; nothing is written."""
+    overrides = (override,) if isinstance(override, str) else override
+
     with pytest.raises(InputError, match=message) as refusal:
-        train(store, _tiny(override), tmp_path / "run")
+        train(store, _tiny(*overrides), tmp_path / "run")
 
     assert "\n" not in str(refusal.value)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_an_epoch_of_the_demo_works_under_each_loss_by_its_name(store, tmp_path, name):
+    """The demo recipe's first epoch of 40 steps leaves a model, whichever the loss, and a finite val_loss."""
+    overrides = [
+        f"loss.name={name}",
+        "training.epochs=1",
+        "split.validation_folds=[3]",
+        "split.test_folds=[]",
+    ]
+
+    result = train(store, load_settings("demo", overrides), tmp_path / "run", say=_quiet)
+
+    history = pd.read_csv(tmp_path / "run" / "history.csv")
+    assert (tmp_path / "run" / "model.keras").is_file()
+    assert len(history) == 1
+    assert np.isfinite(history[["loss", "val_loss", "val_auc"]]).all(axis=None)
+    assert history["largest_gradient_norm"][0] > 0
+    assert result["validation"]["auc"] == history["val_auc"][0]
+
+
+def test_the_amplification_of_anyloss_grows_from_epoch_to_epoch(store, tmp_path):
+    """A ramp from 1 makes the first epoch's loss milder than L = 73 does; validation uses 73."""
+    options = [
+        "loss.name=anyloss",
+        "training.epochs=1",
+        "training.steps_per_epoch=1",
+        "optimizer.learning_rate=1e-9",
+    ]
+    histories = {}
+    for name, more in {"ramp": ["loss.ramp_from=1"], "none": []}.items():
+        train(store, _tiny(*options, *more), tmp_path / name, say=_quiet)
+        histories[name] = pd.read_csv(tmp_path / name / "history.csv")
+
+    assert abs(histories["ramp"]["loss"][0] - 0.5) < abs(histories["none"]["loss"][0] - 0.5)
+    assert histories["ramp"]["val_loss"][0] == pytest.approx(histories["none"]["val_loss"][0], abs=1e-4)
+
+
+@pytest.mark.parametrize("weighting", ["balanced", "effective_number"])
+def test_class_weights_come_from_the_training_cubes(store, tmp_path, weighting):
+    """9 nodules among 30 training cubes weigh 21 / 9 times as much as the rest; val_loss shows it."""
+    options = ["training.epochs=1", "training.steps_per_epoch=1", f"loss.class_weights={weighting}"]
+
+    result = train(store, _tiny(*options), tmp_path / "run", say=_quiet)
+
+    table = pd.read_csv(tmp_path / "run" / "validation_predictions.csv")
+    negative, positive = WEIGHTINGS[weighting]([21, 9])
+    each = np.logaddexp(0, np.where(table["class"] == 1, -table["logit"], table["logit"]))
+    assert positive / negative == pytest.approx(21 / 9, rel=1e-3)
+    assert result["validation"]["loss"] == pytest.approx(
+        (each * np.where(table["class"] == 1, positive, negative)).mean(), rel=1e-5
+    )
+
+
+def test_the_prior_is_corrected_in_the_model_that_is_kept(store, tmp_path):
+    """Batches of 4 + 4 where 9 in 30 are nodules: every logit that is kept is log(9 / 21) lower."""
+    options = ["sampling.positives_per_batch=4", "training.epochs=1"]
+    for name, more in {"plain": [], "corrected": ["sampling.correct_prior=true"]}.items():
+        train(store, _tiny(*options, *more), tmp_path / name, say=_quiet)
+    read = {
+        name: pd.read_csv(tmp_path / name / "validation_predictions.csv")["logit"]
+        for name in ("plain", "corrected")
+    }
+
+    np.testing.assert_allclose(read["corrected"] - read["plain"], np.log(9 / 21), atol=1e-5)
+    history = pd.read_csv(tmp_path / "corrected" / "history.csv")
+    metrics = json.loads((tmp_path / "corrected" / "metrics.json").read_text())
+    environment = json.loads((tmp_path / "corrected" / "environment.json").read_text())
+    assert metrics["validation"]["loss"] == pytest.approx(history["val_loss"][0], rel=1e-5)
+    assert environment["sampling"]["prior_shift"] == pytest.approx(np.log(9 / 21))
+    assert environment["sampling"]["positive_share"] == 0.5
+
+
+def test_a_training_that_diverges_later_keeps_its_best_epoch(store, tmp_path, monkeypatch):
+    """If epoch 2's loss is no number, the run holds epoch 1's model, two rows of history and the finding."""
+    lines = []
+    monkeypatch.setattr(TrainingHealth, "on_train_batch_end", _diverge_in_epoch_2)
+
+    result = train(store, _tiny("training.epochs=4"), tmp_path / "run", say=lines.append)
+
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert result["diverged_in"] == metrics["diverged_in"] == 2
+    assert result["best_epoch"] == 1
+    assert len(pd.read_csv(tmp_path / "run" / "history.csv")) == 2
+    assert metrics["health"][-1]["kind"] == "diverged"
+    assert any("with the weights of epoch 1. Lower optimizer.learning_rate" in line for line in lines)
+
+
+def _diverge_in_epoch_2(self, batch, logs=None):
+    if self._epoch == 2 and self.diverged_in is None:
+        self.restore("The loss became nan in epoch 2, step 1")
 
 
 def test_a_failed_training_leaves_the_run_it_was_to_replace(run, store, tmp_path):
@@ -262,7 +365,7 @@ def test_a_failed_training_leaves_the_run_it_was_to_replace(run, store, tmp_path
     copy = Path(shutil.copytree(run, tmp_path / "run"))
     settings = _tiny("optimizer.learning_rate=1e30", "training.epochs=3", "training.steps_per_epoch=4")
 
-    with pytest.raises(InputError, match=r"diverged in epoch .* Lower optimizer\.learning_rate"):
+    with pytest.raises(InputError, match=r"epoch 1, .* diverged .* Lower optimizer\.learning_rate"):
         train(store, settings, copy, force=True, say=lambda _: None)
 
     assert sha256(copy / "model.keras") == sha256(run / "model.keras")

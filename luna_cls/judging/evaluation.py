@@ -26,7 +26,8 @@ def binary_metrics(labels: ArrayLike, scores: ArrayLike, threshold: float = 0.0)
 
     Returns:
         Metrics by name. NaN where a metric is not defined: precision if nothing is called a nodule,
-        and whatever needs a class that is not there.
+        and whatever needs a class that is not there. `gmean` is the geometric mean of sensitivity and
+        specificity, `mcc` Matthews' correlation, 0 if all are called the same.
 
     Raises:
         InputError: If there is no score, the shapes differ, or a score is not finite.
@@ -46,6 +47,9 @@ def binary_metrics(labels: ArrayLike, scores: ArrayLike, threshold: float = 0.0)
     return {
         "accuracy": _ratio(tp + tn, len(labels)),
         "balanced_accuracy": (sensitivity + specificity) / 2,
+        "gmean": float(np.sqrt(sensitivity * specificity)),
+        "f1": _ratio(2 * tp, 2 * tp + fp + fn),
+        "mcc": _matthews_correlation(tp, fp, tn, fn),
         **_ranking_metrics(is_nodule, scores),
         "precision": _ratio(tp, tp + fp),
         "recall": sensitivity,
@@ -192,6 +196,17 @@ def _scores(marks: pd.DataFrame, warnings: list[str]) -> tuple[pd.Series, float]
         )
         return marks["probability"], 0.5
     return marks["logit"], 0.0
+
+
+def _matthews_correlation(tp: int, fp: int, tn: int, fn: int) -> float:
+    nodules, rest, called, dismissed = tp + fn, tn + fp, tp + fp, tn + fn
+    if not nodules or not rest:
+        return np.nan
+    if not called or not dismissed:
+        return 0.0
+    # Roots first: the product of four counts can exceed 64 bits.
+    scale = np.sqrt(nodules) * np.sqrt(rest) * np.sqrt(called) * np.sqrt(dismissed)
+    return float((tp * tn - fp * fn) / scale)
 
 
 def _ratio(part: float, whole: float) -> float:

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from luna_cls.errors import InputError
 from luna_cls.files import write_csv
 from luna_cls.judging.evaluation import binary_metrics
 from luna_cls.learning import models
@@ -29,30 +28,30 @@ class ExactValidation(keras.callbacks.Callback):
         predict: Gives the logits `(n,)` of the validation set under the model as it is.
         labels: Their classes `(n,)`.
         loss: The loss, of labels and logits `(n, 1)`.
+        recover: Puts weights back whose logits were finite; told what happened.
     """
 
     def __init__(
-        self, predict: Callable[[], Logits], labels: NDArray[np.int64], loss: keras.losses.Loss
+        self,
+        predict: Callable[[], Logits],
+        labels: NDArray[np.int64],
+        loss: keras.losses.Loss,
+        recover: Callable[[str], None],
     ) -> None:
         super().__init__()
-        self._predict, self._labels, self._loss = predict, labels, loss
+        self._predict, self._labels, self._loss, self._recover = predict, labels, loss, recover
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Adds `val_loss` and every one of `binary_metrics`, prefixed with `val_`.
-
-        Raises:
-            InputError: If the training has diverged.
-        """
+        """Adds `val_loss`, every one of `binary_metrics`, and `val_largest_logit`, either way from 0."""
         if logs is None:
             return
         logits = self._predict()
         if not np.isfinite(logits).all():
-            raise InputError(
-                f"Training diverged in epoch {epoch + 1}: the model's logits are not finite. "
-                "Lower optimizer.learning_rate."
-            )
+            self._recover(f"The model's logits stopped being finite in epoch {epoch + 1}")
+            logits = self._predict()
         metrics = validation_metrics(self._labels, logits, self._loss)
         logs.update({f"val_{name}": value for name, value in metrics.items()})
+        logs["val_largest_logit"] = float(np.abs(logits).max())
 
 
 class BestModel(keras.callbacks.Callback):
@@ -61,11 +60,12 @@ class BestModel(keras.callbacks.Callback):
     Args:
         path: The `.keras` file to keep it in.
         monitor: The log; less is better if its name ends in "loss", more otherwise.
+        logit_shift: Added to the logits of the model that is kept.
     """
 
-    def __init__(self, path: Path, monitor: str) -> None:
+    def __init__(self, path: Path, monitor: str, logit_shift: float = 0.0) -> None:
         super().__init__()
-        self._path, self._monitor = path, monitor
+        self._path, self._monitor, self._logit_shift = path, monitor, logit_shift
         self._sign = -1.0 if monitor.endswith("loss") else 1.0
         self.epoch = -1
         self.value = -np.inf
@@ -75,7 +75,7 @@ class BestModel(keras.callbacks.Callback):
         value = self._sign * float((logs or {})[self._monitor])
         if self.epoch < 0 or np.isnan(self.value) or value > self.value:
             self.epoch, self.value = epoch, value
-            models.save(self.model, self._path)
+            models.save(self.model, self._path, self._logit_shift)
 
 
 class HistoryFile(keras.callbacks.Callback):
@@ -90,6 +90,23 @@ class HistoryFile(keras.callbacks.Callback):
         """Adds the epoch's row."""
         self._rows.append({"epoch": epoch + 1, **(logs or {})})
         write_csv(self._path, pd.DataFrame(self._rows))
+
+
+class AmplificationRamp(keras.callbacks.Callback):
+    """Moves the amplification of a loss that has a ramp, epoch by epoch.
+
+    Args:
+        loss: A loss with `start_epoch`, as `AnyLoss`.
+    """
+
+    def __init__(self, loss: Any) -> None:
+        super().__init__()
+        self._loss = loss
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002
+        """Sets the epoch's amplification."""
+        if self._loss.start_epoch(epoch) and keras.backend.backend() == "jax":
+            self.model.make_train_function(force=True)  # JAX has compiled the old one in
 
 
 class PlainLines(keras.callbacks.Callback):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import keras
-from pydantic import Field
+from pydantic import Field, validate_call
 
 from luna_cls.errors import InputError
 from luna_cls.files import written_whole
@@ -21,6 +21,7 @@ Positive = Annotated[int, Field(ge=1)]
 WINDOW_HU = (-1000.0, 400.0)
 
 
+@validate_call
 def seed_cnn(
     size_vox: Positive = 31,
     filters: Sequence[Positive] = (16, 32, 64, 128),
@@ -92,12 +93,19 @@ def get(name: str, **parameters: Any) -> keras.Model:
     return build("model", MODELS, name, parameters)
 
 
-def save(model: keras.Model, path: Path) -> None:
+def save(model: keras.Model, path: Path, logit_shift: float = 0.0) -> None:
     """Writes a `.keras` file, whole or not at all, that Keras alone can open.
 
     The fused layers go into the file as the Keras layers they stand for.
+
+    Args:
+        model: Its last layer, dense, gives the logits.
+        path: The file.
+        logit_shift: Added to the logits, by way of the last bias.
     """
     plain = _rebuilt(model, FusedBatchNormalization, keras.layers.BatchNormalization)
+    if logit_shift:
+        plain.layers[-1].bias.assign_add([logit_shift])
     with written_whole(path) as temporary:
         plain.save(temporary)
 

@@ -34,15 +34,18 @@ from luna_cls.files import (
 from luna_cls.judging.evaluation import no_skill_metrics
 from luna_cls.learning import losses, models
 from luna_cls.learning.callbacks import (
+    AmplificationRamp,
     BestModel,
     ExactValidation,
     HistoryFile,
     PlainLines,
     validation_metrics,
 )
+from luna_cls.learning.health import Course, TrainingHealth, diagnose_plan
 from luna_cls.learning.metrics import streaming_metrics
+from luna_cls.learning.optimizer import adamw
 from luna_cls.learning.precision import set_policy
-from luna_cls.settings import OptimizerSettings, Settings
+from luna_cls.settings import Settings
 
 PREDICTION_COLUMNS = (*POINT_COLUMNS, "probability", "logit", "class")
 
@@ -68,7 +71,8 @@ def train(
         say: Prints a line of progress.
 
     Returns:
-        What `metrics.json` holds: `best_epoch` (from 1), `validation` and `no_skill` metrics.
+        What `metrics.json` holds: `best_epoch` (from 1), `validation` and `no_skill` metrics, `health` (what
+        `TrainingHealth` found) and `diverged_in` (the epoch that ended the training early, or None).
 
     Raises:
         InputError: If a setting does not fit the store, a set lacks one class, or `run` exists.
@@ -81,10 +85,11 @@ def train(
     require_new(run, force=force, sign="settings.toml", inputs=[store.path])
     keras.utils.set_random_seed(settings.seed)
     policy = set_policy(settings.precision)
-    loss = losses.get(settings.loss.name, **settings.loss.parameters)
     model = models.get(settings.model.name, **_model_parameters(store, settings))
     split = split_by_fold(store.candidates, settings.split.validation_folds, settings.split.test_folds)
     plan = _plan(store, split, settings)
+    loss, exact_loss = _loss(settings, plan), _loss(settings, plan)  # a ramp moves the first one alone
+    shift = _prior_shift(settings, plan)
     labels = store.labels[split.validation]
     if len(set(labels.tolist())) < 2:
         raise InputError(
@@ -96,26 +101,31 @@ def train(
     with kept_until_done(run):
         run.mkdir(parents=True)
         write_text(run / "settings.toml", settings.to_toml())
-        write_json(run / "environment.json", _environment(store, policy))
-        say(_opening(split, plan, policy, model))
+        write_json(run / "environment.json", _environment(store, policy, plan))
+        for line in _opening(split, plan, policy, model):
+            say(line)
         model.compile(
-            _optimizer(settings.optimizer),
-            loss,
-            metrics=streaming_metrics(),
-            jit_compile=models.jit_compile(),
+            adamw(settings.optimizer), loss, metrics=streaming_metrics(), jit_compile=models.jit_compile()
         )
         validation = ordered_batches(store, split.validation, training.batch_size)
-        best = BestModel(run / "model.keras", training.monitor)
-        exact = ExactValidation(lambda: _logits(model, validation), labels, loss)
+        course = _course(settings, plan, model)
+        health = TrainingHealth(say, course, diagnose_plan(store.candidates, split, plan, course))
+        exact = ExactValidation(
+            lambda: _logits(model, validation) + shift, labels, exact_loss, health.restore
+        )
+        best = BestModel(run / "model.keras", training.monitor, shift)
         lines = PlainLines(say, training.epochs, plan.cubes_per_epoch)
-        _fit(model, store, plan, settings, [exact, best, *_records(run, settings), lines])
+        ramp = [AmplificationRamp(loss)] if isinstance(loss, losses.AnyLoss) else []
+        _fit(model, store, plan, settings, [*ramp, exact, health, best, *_records(run, settings), lines])
 
         logits = _logits(models.load(run / "model.keras"), validation)
         result = {
             "best_epoch": best.epoch + 1,
             "monitor": training.monitor,
-            "validation": validation_metrics(labels, logits, loss),
+            "validation": validation_metrics(labels, logits, exact_loss),
             "no_skill": no_skill,
+            "health": health.findings,
+            "diverged_in": health.diverged_in,
         }
         table = predictions_table(store.candidates.iloc[split.validation], logits)
         write_csv(run / "validation_predictions.csv", table)
@@ -211,36 +221,59 @@ def _plan(store: CubeStore, split: Split, settings: Settings) -> Plan:
         seed=settings.seed,
         steps_per_epoch=settings.training.steps_per_epoch,
         positives_per_batch=settings.sampling.positives_per_batch,
+        negatives_per_positive=settings.sampling.negatives_per_positive,
     )
 
 
-def _optimizer(settings: OptimizerSettings) -> keras.optimizers.Optimizer:
-    optimizer = keras.optimizers.AdamW(
-        keras.optimizers.schedules.ExponentialDecay(
-            settings.learning_rate, settings.decay_steps, settings.decay_rate, staircase=settings.staircase
-        ),
-        beta_1=settings.beta_1,
-        beta_2=settings.beta_2,
-        epsilon=settings.epsilon,
-        weight_decay=settings.weight_decay,
+def _loss(settings: Settings, plan: Plan) -> keras.losses.Loss:
+    class_counts = len(plan.negatives), len(plan.positives)
+    return losses.get(settings.loss.name, class_counts, **settings.loss.parameters)
+
+
+def _prior_shift(settings: Settings, plan: Plan) -> float:
+    """What to add to the logits of the model that is kept."""
+    if not settings.sampling.correct_prior:
+        return 0.0
+    if losses.is_of_batch(settings.loss.name):
+        raise InputError(
+            f"sampling.correct_prior is for losses whose probabilities mean something; {settings.loss.name} "
+            "sets its threshold at 1/2 itself. Leave it off, or choose bce."
+        )
+    return plan.prior_shift
+
+
+def _course(settings: Settings, plan: Plan, model: keras.Model) -> Course:
+    momenta = [layer.momentum for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    return Course(
+        steps_per_epoch=plan.steps,
+        one_in=(len(plan.negatives) + len(plan.positives)) / len(plan.positives),
+        is_balanced=plan.prior_shift < 0,
+        loss=settings.loss.name,
+        is_of_batch=losses.is_of_batch(settings.loss.name),
+        normalization_momentum=max(momenta, default=0.0),
     )
-    if not settings.decay_biases_and_normalization:
-        optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-    return optimizer
 
 
-def _opening(split: Split, plan: Plan, policy: str, model: keras.Model) -> str:
+def _opening(split: Split, plan: Plan, policy: str, model: keras.Model) -> list[str]:
     nodules = len(plan.positives)
-    return (
+    sizes = (
         f"{len(split.train)} training cubes, {nodules} of them nodules "
         f"(1 in {len(split.train) / nodules:.0f}); "
         f"{len(split.validation)} validation cubes; {plan.steps} steps an epoch; "
         f"{model.name}, {model.count_params():,} parameters, {policy} on {', '.join(_devices())}"
     )
+    (rest_visits, nodule_visits), (rest_weight, nodule_weight) = plan.visits_per_epoch, plan.natural_weights
+    sampling = (
+        f"An epoch is {plan.cubes_per_epoch:,} cubes, {plan.positive_share:.2%} of them nodules: it sees "
+        f"every nodule {nodule_visits:.3g} times and every other cube {rest_visits:.3g} times"
+    )
+    if plan.prior_shift:
+        sampling += f"; weights {nodule_weight:.3g} and {rest_weight:.3g} would undo that"
+    return [sizes, f"{sampling}."]
 
 
-def _environment(store: CubeStore, policy: str) -> dict[str, Any]:
-    """What may change a result beside the settings."""
+def _environment(store: CubeStore, policy: str, plan: Plan) -> dict[str, Any]:
+    """What may change a result beside the settings, and what follows from them and the store."""
     backend = keras.backend.backend()
     return {
         "versions": {
@@ -254,4 +287,12 @@ def _environment(store: CubeStore, policy: str) -> dict[str, Any]:
         "dtype_policy": policy,
         "devices": _devices(),
         "store": {"candidates_sha256": sha256(store.path / "candidates.csv"), "rows": len(store.candidates)},
+        "sampling": {
+            "steps_per_epoch": plan.steps,
+            "cubes_per_epoch": plan.cubes_per_epoch,
+            "positive_share": plan.positive_share,
+            "visits_per_epoch": dict(zip(("class_0", "class_1"), plan.visits_per_epoch, strict=True)),
+            "natural_weight": dict(zip(("class_0", "class_1"), plan.natural_weights, strict=True)),
+            "prior_shift": plan.prior_shift,
+        },
     }
