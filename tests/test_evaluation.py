@@ -92,7 +92,7 @@ def test_saying_no_to_luna16_has_998_accuracy_and_no_skill():
 @pytest.mark.parametrize(
     ("label", "undefined"),
     [
-        (0, {"recall", "precision"}),
+        (0, {"recall", "precision", "f1"}),
         (1, {"specificity"}),
     ],
     ids=["no nodule", "nodules alone"],

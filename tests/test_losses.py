@@ -1,138 +1,432 @@
+"""What holds for every loss, and the losses of each sample alone; `test_soft_confusion.py` has the others."""
+
 import json
 
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
+from gradients import WAYS, value_and_gradient
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from keras import ops
+from scipy.special import expit, softmax
 
 from luna_cls.errors import InputError
 from luna_cls.learning import losses
+from luna_cls.learning.losses.per_sample import bce, cefl, cefl2, focal, mse
+from luna_cls.learning.losses.soft_confusion import SCORES
+from luna_cls.learning.losses.weighting import balanced, effective_number
 
-LOGITS = np.array([-4.0, -3.0, -0.5, 0.0, 0.25, 2.0, 3.5])
-# Beyond it, the focal loss of an easy example falls below what float32 can hold (6.7e-79 at -30).
-LARGEST_LOGIT = 12
-OWN_PARAMETERS = {"bce": (), "focal": ("gamma", "alpha")}
+pytestmark = pytest.mark.usefixtures("float32_policy")
 
+LABELS = np.array([0, 0, 1, 1, 0, 1, 0, 0.0])[:, None]
+LOGITS = np.array([-4.0, -0.5, 0.25, 3.5, 2.0, -0.4, 0.1, -3.0])[:, None]
 
-def _sigmoid(logits):
-    return 1 / (1 + np.exp(-logits))
+# Every loss by its name, and the parameters that lead elsewhere in its code.
+VARIANTS = [(name, {}) for name in losses.LOSSES]
+VARIANTS += [("bce", {"label_smoothing": 0.1, "positive_weight": 490.0})]
+VARIANTS += [("focal", {"gamma": gamma, "apply_class_balancing": True}) for gamma in (0, 0.5, 5)]
+VARIANTS += [(name, {"gamma": gamma}) for name in ("cefl", "cefl2") for gamma in (0.5, 5)]
+VARIANTS += [(name, {"score": score}) for name in ("anyloss", "sol") for score in SCORES]
+VARIANTS += [("anyloss", {"score": "fbeta", "beta": 2, "amplification": 300})]
+VARIANTS += [("anyloss", {"ramp_from": 1, "ramp_epochs": 3})]
+VARIANTS += [("sol", {"score": score, "prior": "raised_cosine"}) for score in SCORES]
+VARIANTS += [("sol", {"prior": "raised_cosine", "center": 0.4, "half_width": 0.3})]
+VARIANTS += [(name, {"class_weights": [0.5, 245]}) for name in losses.LOSSES if not losses.is_of_batch(name)]
 
-
-def _value(loss, label, logit):
-    return float(loss(np.full((1, 1), label, "float32"), np.full((1, 1), logit, "float32")))
-
-
-def _gradient(loss, label, logit):
-    variable = tf.Variable([[float(logit)]])
-    with tf.GradientTape() as tape:
-        value = loss(tf.constant([[float(label)]]), variable)
-    return float(tape.gradient(value, variable)[0, 0])
-
-
-def _bce(label, logits, label_smoothing=0.0):
-    target = label * (1 - label_smoothing) + label_smoothing / 2
-    return -target * np.log(_sigmoid(logits)) - (1 - target) * np.log(_sigmoid(-logits))
-
-
-def _focal(label, logits, gamma, alpha=None):
-    toward_truth = logits if label == 1 else -logits
-    weight = 1.0 if alpha is None else alpha if label == 1 else 1 - alpha
-    return -weight * _sigmoid(-toward_truth) ** gamma * np.log(_sigmoid(toward_truth))
+every_variant = pytest.mark.parametrize(
+    ("name", "parameters"), VARIANTS, ids=[f"{name} {parameters or ''}" for name, parameters in VARIANTS]
+)
+in_every_way = pytest.mark.parametrize("way", WAYS)
 
 
-@pytest.mark.parametrize("label", [0, 1], ids=["look-alike", "nodule"])
-@pytest.mark.parametrize("label_smoothing", [0.0, 0.2], ids=["plain", "smoothed"])
-def test_bce_is_the_cross_entropy_of_logits(label, label_smoothing):
-    """It is -y log(p) - (1 - y) log(1 - p) of p = sigmoid(logit), labels drawn towards 1/2 if asked."""
-    loss = losses.get("bce", label_smoothing=label_smoothing)
-
-    actual = [_value(loss, label, logit) for logit in LOGITS]
-
-    np.testing.assert_allclose(actual, _bce(label, LOGITS, label_smoothing), rtol=1e-5)
+def _of_each(name, **parameters):
+    """The loss of each sample."""
+    return losses.LOSSES[name](reduction=None, **parameters)
 
 
-@pytest.mark.parametrize("label", [0, 1], ids=["look-alike", "nodule"])
-@pytest.mark.parametrize("gamma", [0.0, 2.0, 5.0])
-def test_focal_discounts_by_the_power_of_the_error(label, gamma):
-    """It is -(1 - p)^gamma log(p), p being the probability of the true class."""
-    loss = losses.get("focal", gamma=gamma)
-
-    actual = [_value(loss, label, logit) for logit in LOGITS]
-
-    np.testing.assert_allclose(actual, _focal(label, LOGITS, gamma), rtol=1e-5)
-
-
-@pytest.mark.parametrize(("label", "weight"), [(0, 0.75), (1, 0.25)], ids=["look-alike", "nodule"])
-def test_focal_weights_classes_only_if_asked(label, weight):
-    """With class balancing and alpha 0.25, nodules weigh 1/4 and the rest 3/4; without, both 1."""
-    plain = losses.get("focal", gamma=2.0, alpha=0.25)
-    balanced = losses.get("focal", gamma=2.0, alpha=0.25, apply_class_balancing=True)
-
-    assert _value(plain, label, 0.0) == pytest.approx(0.5**2 * np.log(2), rel=1e-6)
-    assert _value(balanced, label, 0.0) == pytest.approx(weight * 0.5**2 * np.log(2), rel=1e-6)
-
-
-@pytest.mark.parametrize("name", ["bce", "focal"])
-def test_a_batch_counts_as_the_mean_of_its_samples(name):
-    """The loss of four samples is the mean of their four losses, and a scalar."""
-    loss = losses.get(name)
-    labels, logits = np.array([[0], [0], [1], [1]], "float32"), np.array([[-2], [1], [1], [-2]], "float32")
-
-    actual = loss(labels, logits)
-
-    alone = [_value(loss, label, logit) for label, logit in zip(labels[:, 0], logits[:, 0], strict=True)]
-    assert actual.shape == ()
-    assert float(actual) == pytest.approx(np.mean(alone), rel=1e-6)
+# ---------------------------------------------------------------------------------------------- golden values
 
 
 @pytest.mark.real_data
-@pytest.mark.parametrize("name", sorted(OWN_PARAMETERS))
-def test_golden_values_and_gradients(real_data, name):
-    """For logits from -12 to 12, values and gradients agree with those of 60 digits to 1 in 100,000."""
-    golden = json.loads((real_data / "golden" / "losses.json").read_text())
-    entries = [entry for entry in golden["per_sample"] if entry["loss"] == name]
-    actual, expected = [], []
-    for entry in entries:
-        parameters = {key: entry[key] for key in OWN_PARAMETERS[name] if entry[key] is not None}
-        if "alpha" in parameters:
-            parameters["apply_class_balancing"] = True
-        loss = losses.get(name, **parameters)
-        rows = [row for row in entry["rows"] if abs(row[0]) <= LARGEST_LOGIT]
-        for logit, label, value, gradient in rows:
-            actual.append([_value(loss, label, logit), _gradient(loss, label, logit)])
-            expected.append([float(value), float(gradient)])
+@in_every_way
+def test_golden_values_and_gradients_of_each_sample(real_data, way):
+    """For logits from -30 to 30, both agree with those of 60 digits to 1 in 100,000, or 1e-7 near zero."""
+    golden = json.loads((real_data / "golden" / "losses.json").read_text())["per_sample"]
 
-    assert len(expected) == 18 * len(entries)
-    assert len(entries) == {"bce": 1, "focal": 3}[name]
-    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+    for entry in golden:
+        parameters = {} if entry["loss"] == "bce" else {"gamma": entry["gamma"]}
+        if entry["alpha"] is not None:
+            parameters |= {"alpha": entry["alpha"], "apply_class_balancing": True}
+        rows = np.array(entry["rows"], float)
+        actual = value_and_gradient(_of_each(entry["loss"], **parameters), rows[:, 1:2], rows[:, :1], way)
+        np.testing.assert_allclose(actual[0], rows[:, 2], rtol=1e-5, atol=1e-7, err_msg=str(parameters))
+        np.testing.assert_allclose(actual[1][:, 0], rows[:, 3], rtol=1e-5, atol=1e-7, err_msg=str(parameters))
+
+    assert sum(len(entry["rows"]) for entry in golden) == 220
+    assert {entry["loss"] for entry in golden} == {"bce", "focal", "cefl", "cefl2"}
 
 
-@pytest.mark.parametrize("logit", [-1000.0, -18.0, 18.0, 1000.0])
-@pytest.mark.parametrize("label", [0, 1], ids=["look-alike", "nodule"])
-@pytest.mark.parametrize(
-    ("name", "parameters"),
-    [("bce", {}), ("focal", {"gamma": 0}), ("focal", {"gamma": 0.5}), ("focal", {"gamma": 5})],
-    ids=["bce", "focal 0", "focal 1/2", "focal 5"],
-)
-def test_far_logits_keep_value_and_gradient_finite(name, parameters, label, logit):
-    """At logits of ±18, where float32 rounds p to 0 or 1, and far beyond, nothing becomes NaN."""
+@pytest.mark.real_data
+@in_every_way
+def test_golden_values_and_gradients_of_batches(real_data, way):
+    """For batches of 8 to 128 at L = 30 and 73, AnyLoss and its gradient agree to 1 in 100,000, or 1e-7."""
+    golden = json.loads((real_data / "golden" / "losses.json").read_text())["batch"]
+
+    for entry in golden:
+        loss = losses.get("anyloss", **{key: entry[key] for key in ("score", "beta", "amplification")})
+        labels, logits = np.array(entry["labels"])[:, None], np.array(entry["logits"])[:, None]
+        value, gradient = value_and_gradient(loss, labels, logits, way)
+        actual = [value, gradient[0, 0]]
+        expected = [float(entry["loss"]), float(entry["grad_of_first_logit"])]
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-7, err_msg=str(entry))
+
+    assert len(golden) == 48
+    assert {entry["score"] for entry in golden} == set(SCORES)
+
+
+# -------------------------------------------------------------------------------- what holds for every loss
+
+SWEEP = np.linspace(-60, 60, 121)
+BATCHES = {  # of two sizes, so that a compiled step is compiled twice
+    "both classes": (np.arange(121) % 2, SWEEP),
+    "all positive": (np.ones(121), SWEEP),
+    "all negative": (np.zeros(121), SWEEP),
+    "all right": (SWEEP > 0, np.where(SWEEP > 0, 60, -60)),
+    "all wrong": (SWEEP > 0, np.where(SWEEP > 0, -60, 60)),
+    "one look-alike among nodules": (SWEEP > -60, np.full(121, 60)),
+    "one nodule among look-alikes": (SWEEP == 60, np.full(121, -60)),
+    **{
+        f"one of {label} at {logit}": (np.array([label]), np.array([logit]))
+        for label in (0, 1)
+        for logit in (-60, -1, 0, 1, 60)
+    },
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@every_variant
+def test_values_and_gradients_are_finite(name, parameters, dtype):
+    """For logits from -60 to 60, batches of one class and of one sample, in 32 and 16 bits, in every way."""
+    for way in WAYS:
+        loss = losses.LOSSES[name](dtype=dtype, **parameters)
+        for batch, (labels, logits) in BATCHES.items():
+            value, gradient = value_and_gradient(loss, labels[:, None], logits[:, None], way, dtype)
+            assert np.isfinite(value), (way, batch)
+            assert value >= 0, (way, batch)
+            assert np.isfinite(gradient).all(), (way, batch)
+
+
+@pytest.mark.parametrize("logit", [-1e4, 1e4])
+@every_variant
+def test_logits_far_beyond_stay_finite(name, parameters, logit):
+    """At ±10,000 nothing becomes NaN either."""
+    for labels in ([[0.0]], [[1.0]], [[0.0], [1.0]]):
+        value, gradient = value_and_gradient(
+            losses.get(name, **parameters), labels, np.full((len(labels), 1), logit)
+        )
+        assert np.isfinite(value)
+        assert np.isfinite(gradient).all()
+
+
+def _batches(smallest=-15.0, largest=15.0):
+    """Labels and logits, of few sizes, since some backends compile for each."""
+    sample = st.tuples(st.integers(0, 1), st.floats(smallest, largest, width=32))
+    return st.sampled_from([1, 2, 5, 24]).flatmap(
+        lambda size: st.lists(sample, min_size=size, max_size=size).map(lambda batch: np.array(batch, float))
+    )
+
+
+@every_variant
+@settings(max_examples=20, deadline=None)
+@given(batch=_batches(), seed=st.integers(0, 2**31))
+def test_the_order_of_a_batch_does_not_matter(name, parameters, batch, seed):
+    """Shuffling samples leaves the loss and moves the gradients along, whatever the batch."""
+    loss = losses.get(name, **parameters)
+    order = np.random.default_rng(seed).permutation(len(batch))
+
+    value, gradient = value_and_gradient(loss, batch[:, :1], batch[:, 1:])
+    shuffled, moved = value_and_gradient(loss, batch[order, :1], batch[order, 1:])
+
+    assert shuffled == pytest.approx(value, rel=1e-5, abs=1e-7)
+    np.testing.assert_allclose(moved, gradient[order], rtol=1e-4, atol=1e-7)
+
+
+@every_variant
+def test_better_logits_lose_less(name, parameters):
+    """Moving every logit a little down the gradient lowers the loss by what the gradient says."""
+    loss = losses.get(name, **parameters)
+    value, gradient = value_and_gradient(loss, LABELS, LOGITS)
+    step = 1e-3 / np.abs(gradient).max()
+
+    after, _ = value_and_gradient(loss, LABELS, LOGITS - step * gradient)
+    before, _ = value_and_gradient(loss, LABELS, LOGITS + step * gradient)
+
+    assert after < value < before
+    assert (before - after) / (2 * step) == pytest.approx((gradient**2).sum(), rel=1e-2)
+
+
+@every_variant
+def test_they_outlive_saving(name, parameters):
+    """Keras gives back a loss with equal parameters and value from its serialised form."""
     loss = losses.get(name, **parameters)
 
-    assert np.isfinite(_value(loss, label, logit))
-    assert abs(_gradient(loss, label, logit)) <= 1.5
+    copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(loss))
+
+    assert type(copy) is type(loss)
+    assert copy.get_config() == loss.get_config()
+    assert {**loss.parameters, **parameters}.items() <= copy.get_config().items()
+    assert value_and_gradient(copy, LABELS, LOGITS)[0] == value_and_gradient(loss, LABELS, LOGITS)[0]
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+@every_variant
+def test_fit_lowers_them(name, parameters, policy):
+    """Ten steps of a linear unit, compiled as `fit` does it, lower the loss of 64 samples."""
+    keras.config.set_dtype_policy(policy)
+    keras.utils.set_random_seed(0)
+    labels = np.tile([0.0, 1.0], 32)[:, None].astype("float32")
+    inputs = np.random.default_rng(0).normal(labels - 0.5, 1.0, (64, 3)).astype("float32")
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, kernel_initializer="zeros")])
+    model.compile(keras.optimizers.SGD(0.01), losses.get(name, **parameters), jit_compile=False)
+
+    history = model.fit(inputs, labels, batch_size=64, epochs=10, shuffle=False, verbose=0).history["loss"]
+
+    assert np.isfinite(history).all()
+    assert history[-1] < history[0]
+
+
+@pytest.mark.parametrize("name", [name for name in losses.LOSSES if not losses.is_of_batch(name)])
+def test_a_batch_counts_as_the_mean_of_its_samples(name):
+    """The loss of eight samples is the mean of their eight losses, and a scalar."""
+    value, _ = value_and_gradient(losses.get(name), LABELS, LOGITS)
+    alone, _ = value_and_gradient(_of_each(name), LABELS, LOGITS)
+
+    assert value.shape == ()
+    assert alone.shape == (8,)
+    assert value == pytest.approx(alone.mean(), rel=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------- formulas
+
+
+def test_bce_smooths_labels_and_weights_nodules():
+    """Smoothing by 0.2 makes labels of 0.1 and 0.9; a positive weight of 3 triples what the 1s share."""
+    actual, _ = value_and_gradient(_of_each("bce", label_smoothing=0.2, positive_weight=3.0), LABELS, LOGITS)
+
+    p, target = expit(LOGITS[:, 0]), 0.1 + 0.8 * LABELS[:, 0]
+    np.testing.assert_allclose(actual, -3 * target * np.log(p) - (1 - target) * np.log(1 - p), rtol=1e-5)
+
+
+def test_mse_is_that_of_probabilities():
+    """It is (p - y)², with the gradient 2 (p - y) p (1 - p), and keeps its digits where p is close to y."""
+    logits = np.array([-30.0, -4.0, 0.0, 2.0, 10.0, -4.0, 0.0, 30.0])[:, None]
+    labels = np.array([0, 0, 0, 0, 1, 1, 1, 1.0])[:, None]
+
+    value, gradient = value_and_gradient(_of_each("mse"), labels, logits)
+
+    error = np.where(labels == 1, -expit(-logits), expit(logits))
+    np.testing.assert_allclose(value, error[:, 0] ** 2, rtol=1e-5)
+    np.testing.assert_allclose(gradient, 2 * error * expit(logits) * expit(-logits), rtol=1e-5)
+
+
+@pytest.mark.parametrize("gamma", [1, 2.5, 5])
+@pytest.mark.parametrize("alpha", [None, 0.1, 0.25])
+def test_focal_is_what_keras_means(gamma, alpha):
+    """It equals keras.losses.BinaryFocalCrossentropy from logits, for logits that Keras does not clip."""
+    options = {"gamma": gamma}
+    if alpha is not None:
+        options |= {"alpha": alpha, "apply_class_balancing": True}
+    logits = np.linspace(-8, 8, 33)[:, None]
+
+    for label in (0, 1):
+        labels = np.full_like(logits, label)
+        actual = value_and_gradient(_of_each("focal", **options), labels, logits)
+        theirs = keras.losses.BinaryFocalCrossentropy(from_logits=True, reduction=None, **options)
+        expected = value_and_gradient(theirs, labels, logits)
+        np.testing.assert_allclose(actual[0], expected[0], rtol=2e-3, atol=1e-7)
+        np.testing.assert_allclose(actual[1], expected[1], rtol=2e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["focal", "cefl", "cefl2"])
+@settings(max_examples=50, deadline=None)
+@given(batch=_batches(-60, 60))
+def test_without_focus_they_are_cross_entropy(name, batch):
+    """With gamma = 0 they give BCE's values and gradients, whatever the batch."""
+    actual = value_and_gradient(_of_each(name, gamma=0), batch[:, :1], batch[:, 1:])
+    expected = value_and_gradient(_of_each("bce"), batch[:, :1], batch[:, 1:])
+
+    np.testing.assert_allclose(actual[0], expected[0], rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(actual[1], expected[1], rtol=1e-5, atol=1e-6)
+
+
+def _categorical(name, p, gamma):
+    """Wang 2020, eq. 9 and 11, of the true class's probability."""
+    ce, discounted = -np.log(p), -((1 - p) ** gamma) * np.log(p)
+    if name == "cefl":
+        return (1 - p) * ce + p * discounted
+    return ((1 - p) ** 2 * ce + p**2 * discounted) / ((1 - p) ** 2 + p**2)
+
+
+@pytest.mark.parametrize("gamma", [0, 1, 2, 5])
+@pytest.mark.parametrize("name", ["cefl", "cefl2"])
+def test_categorical_losses_take_logits_of_a_softmax(name, gamma):
+    """Of five classes, the loss is the paper's formula of the softmax probability of the true one."""
+    rng = np.random.default_rng(4)
+    logits, classes = rng.normal(0, 3, (50, 5)).astype("float32"), rng.integers(0, 5, 50)
+    loss = _of_each(name, gamma=gamma, categorical=True)
+
+    value, gradient = value_and_gradient(loss, np.eye(5)[classes], logits)
+
+    def expected(logits):
+        return _categorical(name, softmax(logits, axis=1)[np.arange(50), classes], gamma)
+
+    exact = logits.astype(float)
+    slopes = [(expected(exact + step) - expected(exact - step)) / 2e-6 for step in 1e-6 * np.eye(5)]
+    np.testing.assert_allclose(value, expected(exact), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(gradient, np.transpose(slopes), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["cefl", "cefl2"])
+@settings(max_examples=50, deadline=None)
+@given(batch=_batches(-60, 60), offset=st.floats(-10, 10))
+def test_a_softmax_of_two_classes_is_a_sigmoid(name, batch, offset):
+    """Two logits, c and c + x, lose as the single logit x does."""
+    labels, logits = batch[:, 0].astype(int), batch[:, 1:]
+    pairs = np.concatenate([np.zeros_like(logits), logits], axis=1) + offset
+
+    actual, _ = value_and_gradient(_of_each(name, categorical=True), np.eye(2)[labels], pairs)
+    expected, _ = value_and_gradient(_of_each(name), labels[:, None], logits)
+
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["cefl", "cefl2"])
+def test_categorical_losses_are_finite_at_sure_logits(name, dtype):
+    """With one logit at 60 and the others at -60, right or wrong, values and gradients are numbers."""
+    logits = np.where(np.eye(4)[[0, 1, 2, 3]], 60.0, -60.0)
+    for way in WAYS:
+        for classes in ([0, 1, 2, 3], [1, 1, 1, 1]):
+            loss = _of_each(name, categorical=True, dtype=dtype)
+            value, gradient = value_and_gradient(loss, np.eye(4)[classes], logits, way, dtype)
+            assert np.isfinite(value).all()
+            assert np.isfinite(gradient).all()
+            assert (np.abs(gradient).sum(axis=1) > 0.5).tolist() == [c != i for i, c in enumerate(classes)]
+
+
+def test_categorical_needs_two_classes():
+    """One logit a sample is no softmax; the message says what was received."""
+    with pytest.raises(ValueError, match=r"two classes at least, in the last axis. Received: \(8, 1\)"):
+        cefl(LABELS.astype("float32"), LOGITS.astype("float32"), categorical=True)
+
+
+@pytest.mark.parametrize("function", [bce, mse, focal, cefl, cefl2])
+def test_functions_keep_the_type_of_float64_logits_and_widen_shorter_ones(function):
+    """float64 stays, as far as the backend has it; 16 bits become float32."""
+    wanted = {"float64": ops.convert_to_tensor(LOGITS).dtype, "float32": "float32", "bfloat16": "float32"}
+    for dtype, expected in wanted.items():
+        logits = ops.convert_to_tensor(LOGITS) if dtype == "float64" else ops.cast(LOGITS, dtype)
+        actual = keras.backend.standardize_dtype(function(LABELS, logits).dtype)
+        assert actual == keras.backend.standardize_dtype(expected)
+
+
+# -------------------------------------------------------------------------------------------------- weights
+
+
+def test_class_weights_multiply_each_sample():
+    """Weights 0.5 and 245: the loss of a look-alike is halved, that of a nodule 245 times as much."""
+    plain, _ = value_and_gradient(_of_each("focal"), LABELS, LOGITS)
+    weighted, _ = value_and_gradient(_of_each("focal", class_weights=[0.5, 245]), LABELS, LOGITS)
+
+    np.testing.assert_allclose(weighted, plain * np.where(LABELS[:, 0] == 1, 245, 0.5), rtol=1e-6)
+
+
+def test_class_weights_of_a_softmax_go_by_the_true_class():
+    """Of three classes weighing 1, 2 and 4, each sample gets its own's."""
+    labels, logits = np.eye(3)[[0, 1, 2, 1]], np.random.default_rng(5).normal(size=(4, 3))
+
+    plain, _ = value_and_gradient(_of_each("cefl", categorical=True), labels, logits)
+    loss = _of_each("cefl", categorical=True, class_weights=[1, 2, 4])
+
+    np.testing.assert_allclose(value_and_gradient(loss, labels, logits)[0], plain * [1, 2, 4, 2], rtol=1e-6)
+
+
+def test_balanced_weights_by_hand():
+    """With 490 look-alikes and 10 nodules, 500 / (2 * 490) and 500 / (2 * 10)."""
+    assert balanced([490, 10]) == pytest.approx([500 / 980, 25])
+
+
+@pytest.mark.parametrize("beta", [0.9, 0.99, 0.9999])
+def test_effective_number_weights_are_the_papers(beta):
+    """They are in proportion to (1 - beta) / (1 - beta^n) and sum to the number of classes (Cui 2019)."""
+    counts = np.array([5000, 500, 12])
+
+    actual = effective_number(counts, beta)
+
+    expected = (1 - beta) / (1 - beta**counts)
+    assert actual == pytest.approx(expected * 3 / expected.sum())
+
+
+def test_effective_numbers_lie_between_no_weights_and_balanced_ones():
+    """With beta = 0 all classes weigh the same; near 1 they weigh by the count, up to the common factor."""
+    assert effective_number([490, 10], 0) == pytest.approx([1, 1])
+    nearly = effective_number([490, 10], 1 - 1e-9)
+    assert nearly[1] / nearly[0] == pytest.approx(49, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in losses.LOSSES if not losses.is_of_batch(name)])
+def test_class_counts_give_weights_to_any_loss_of_each_sample(name):
+    """class_weights="balanced" and "effective_number" become numbers that the loss carries and saves."""
+    even = losses.get(name, (490, 10), class_weights="balanced")
+    effective = losses.get(name, (490, 10), class_weights="effective_number", effective_number_beta=0.99)
+
+    assert even.get_config()["class_weights"] == pytest.approx(balanced([490, 10]))
+    assert effective.get_config()["class_weights"] == pytest.approx(effective_number([490, 10], 0.99))
+
+
+@every_variant
+def test_sample_weights_are_as_good_as_repeating_samples(name, parameters):
+    """Weights 3, 0, 1, 2 ... lose what a batch with so many copies does, up to Keras' mean over the batch."""
+    loss, weights = losses.get(name, **parameters), np.array([3, 0, 1, 2, 1, 2, 1, 3])
+
+    def weighted(labels, logits):
+        return loss(labels, logits, ops.convert_to_tensor(weights.astype("float32")))
+
+    actual, gradient = value_and_gradient(weighted, LABELS, LOGITS)
+    expected, apart = value_and_gradient(loss, LABELS.repeat(weights, 0), LOGITS.repeat(weights, 0))
+
+    factor = 1 if losses.is_of_batch(name) else weights.sum() / len(weights)
+    together = np.array([part.sum() for part in np.split(apart, weights.cumsum()[:-1])])
+    assert actual == pytest.approx(factor * expected, rel=1e-5)
+    np.testing.assert_allclose(gradient[:, 0], factor * together, rtol=1e-4, atol=1e-7)
+
+
+# ------------------------------------------------------------------------------------------------- by name
 
 
 @pytest.mark.parametrize(
     ("name", "parameters", "message"),
     [
-        ("hinge", {}, "Unknown loss 'hinge'. Known: bce, focal"),
+        ("hinge", {}, "Unknown loss 'hinge'. Known: bce, mse, focal, cefl, cefl2, anyloss, sol"),
         ("focal", {"gama": 2}, "no parameter 'gama'. Known: gamma, alpha, apply_class_balancing"),
         ("focal", {"gamma": -1}, "gamma of loss focal: .* Received: -1"),
+        ("focal", {"gamma": float("nan")}, "gamma of loss focal: .* Received: nan"),
         ("focal", {"alpha": 1.5}, "alpha of loss focal: .* Received: 1.5"),
         ("focal", {"gamma": "five"}, "gamma of loss focal: .* Received: 'five'"),
-        ("bce", {"gamma": 2}, "no parameter 'gamma'. Known: label_smoothing"),
+        ("bce", {"gamma": 2}, "no parameter 'gamma'. Known: label_smoothing, positive_weight, class_weights"),
+        ("bce", {"positive_weight": 0}, "positive_weight of loss bce: .* Received: 0"),
+        ("bce", {"class_weights": [1, -1]}, "class_weights.* of loss bce: .* Received: -1"),
+        ("bce", {"class_weights": [1]}, "class_weights of loss bce: .* Received: \\[1\\]"),
+        ("bce", {"class_weights": "even"}, "class_weights 'even'. Known: balanced, effective_number"),
+        ("bce", {"class_weights": "balanced"}, "'balanced' needs class_counts"),
+        ("anyloss", {"score": "auc"}, "score of loss anyloss: .*'accuracy', 'fbeta', 'gmean'.* 'auc'"),
+        ("anyloss", {"amplification": 0}, "amplification of loss anyloss: .* Received: 0"),
+        ("anyloss", {"class_weights": [1, 2]}, "no parameter 'class_weights'. Known: score, beta"),
+        ("sol", {"prior": "normal"}, "prior of loss sol: .*'uniform' or 'raised_cosine'.* 'normal'"),
+        ("sol", {"prior": "raised_cosine", "center": 0.1}, r"center ± half_width must lie in \[0, 1\]"),
     ],
-    ids=["name", "parameter", "negative", "above 1", "text", "another loss's"],
 )
 def test_wrong_names_and_values_are_refused(name, parameters, message):
     """The refusal says what was received and what is known, in one line."""
@@ -142,10 +436,8 @@ def test_wrong_names_and_values_are_refused(name, parameters, message):
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("name", sorted(losses.LOSSES))
-def test_every_loss_is_a_keras_loss(name):
-    """Each entry of LOSSES builds a Keras loss that says nothing lower than 0 for a coin toss."""
-    loss = losses.get(name)
-
-    assert isinstance(loss, keras.losses.Loss)
-    assert _value(loss, 1, 0.0) > 0
+@pytest.mark.parametrize("beta", [1, -0.1, "much", float("nan")])
+def test_the_beta_of_effective_numbers_is_checked(beta):
+    """It must lie in [0, 1)."""
+    with pytest.raises(InputError, match=r"effective_number_beta must lie in \[0, 1\)"):
+        losses.get("bce", (490, 10), class_weights="effective_number", effective_number_beta=beta)

@@ -14,7 +14,7 @@ import keras
 from keras import ops
 from pydantic import Field, validate_call
 
-from luna_cls.learning.losses.shell import Shell, at_least_float32
+from luna_cls.learning.losses.shell import Shell, at_least_float32, sigmoid
 
 Focus = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -55,7 +55,7 @@ def mse(y_true: Any, logits: Any) -> Any:
         Loss `(...)`, the mean over the last axis.
     """
     y_true, logits = at_least_float32(y_true, logits)
-    return ops.mean(ops.square(ops.sigmoid(-_margin(y_true, logits))), axis=-1)
+    return ops.mean(ops.square(sigmoid(-_margin(y_true, logits))), axis=-1)
 
 
 def focal(
@@ -107,7 +107,7 @@ def cefl(y_true: Any, logits: Any, gamma: float = 2.0, *, categorical: bool = Fa
     """
     y_true, logits = at_least_float32(y_true, logits)
     z = _margin(y_true, logits, categorical=categorical)
-    share = ops.sigmoid(-z) + ops.sigmoid(z) * _error_power(z, gamma)
+    share = sigmoid(-z) + sigmoid(z) * _error_power(z, gamma)
     return ops.mean(share * ops.softplus(-z), axis=-1)
 
 
@@ -132,7 +132,7 @@ def cefl2(y_true: Any, logits: Any, gamma: float = 2.0, *, categorical: bool = F
     y_true, logits = at_least_float32(y_true, logits)
     z = _margin(y_true, logits, categorical=categorical)
     # The weights are p²/(p² + (1 - p)²) = sigmoid(2 z) and its complement.
-    share = ops.sigmoid(-2 * z) + ops.sigmoid(2 * z) * _error_power(z, gamma)
+    share = sigmoid(-2 * z) + sigmoid(2 * z) * _error_power(z, gamma)
     return ops.mean(share * ops.softplus(-z), axis=-1)
 
 

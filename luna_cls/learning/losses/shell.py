@@ -15,11 +15,14 @@ class Shell(keras.losses.Loss):
 
     Args:
         parameters: The function's own.
-        **standard: Keras' `reduction`, `name` and `dtype`.
+        **standard: Keras' `reduction`, `name` and `dtype`, which counts as float32 where it has 16 bits:
+            a mean over a batch would not fit.
     """
 
     def __init__(self, parameters: dict[str, Any], **standard: Any) -> None:
         standard.setdefault("name", type(self).__name__.lower())
+        policy = keras.dtype_policies.get(standard.get("dtype") or keras.config.floatx())
+        standard["dtype"] = "float64" if policy.compute_dtype == "float64" else "float32"
         super().__init__(**standard)
         self.parameters = parameters
 
@@ -37,3 +40,8 @@ def at_least_float32(y_true: Any, logits: Any) -> tuple[Any, Any]:
     if keras.backend.standardize_dtype(logits.dtype) != "float64":
         logits = ops.cast(logits, "float32")
     return ops.cast(y_true, logits.dtype), logits
+
+
+def sigmoid(x: Any) -> Any:
+    """1 / (1 + exp(-x)), whose gradient keeps its digits near 1, where s (1 - s) has lost them."""
+    return ops.exp(ops.log_sigmoid(x))

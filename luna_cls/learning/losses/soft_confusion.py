@@ -17,6 +17,7 @@ the loss and its gradient are those of the global batch; on JAX a batch is globa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
@@ -24,7 +25,7 @@ import keras
 from keras import ops
 from pydantic import Field, validate_call
 
-from luna_cls.learning.losses.shell import Shell, at_least_float32
+from luna_cls.learning.losses.shell import Shell, at_least_float32, sigmoid
 
 Score = Literal["accuracy", "fbeta", "gmean", "balanced_accuracy"]
 Prior = Literal["uniform", "raised_cosine"]
@@ -72,7 +73,7 @@ def anyloss(
     y_true, logits = at_least_float32(y_true, logits)
     # p - 1/2 = tanh(logit / 2) / 2, which keeps its digits near 0.
     steep = amplification / 2 * ops.tanh(logits / 2)
-    confusion = soft_confusion(y_true, ops.sigmoid(steep), ops.sigmoid(-steep), sample_weight)
+    confusion = soft_confusion(y_true, sigmoid(steep), sigmoid(-steep), sample_weight)
     return one_minus_score(confusion, score, beta)
 
 
@@ -105,9 +106,9 @@ def sol(
     """
     y_true, logits = at_least_float32(y_true, logits)
     if prior == "uniform":
-        called, dismissed = ops.sigmoid(logits), ops.sigmoid(-logits)
+        called, dismissed = sigmoid(logits), sigmoid(-logits)
     else:
-        place = ops.clip((ops.sigmoid(logits) - center) / half_width, -1.0, 1.0)
+        place = ops.clip((sigmoid(logits) - center) / half_width, -1.0, 1.0)
         called, dismissed = _raised_cosine(place), _raised_cosine(-place)
     return one_minus_score(soft_confusion(y_true, called, dismissed, sample_weight), score, beta)
 
@@ -243,7 +244,8 @@ class AnyLoss(PerBatch):
 
     def start_epoch(self, epoch: int) -> bool:
         """Sets L for epoch `epoch`; says whether it has changed."""
-        if self._now is None or float(self._now) == (now := self.amplification_in(epoch)):
+        now = self.amplification_in(epoch)
+        if self._now is None or math.isclose(float(self._now), now, rel_tol=1e-6):
             return False
         self._now.assign(now)
         return True
