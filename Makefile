@@ -1,11 +1,18 @@
-# Two commands on a fresh machine: `make demo` and `make test`. Each makes .venv and installs what it needs.
+# Two commands on a fresh machine: `make demo` and `make test`. Each makes .venv and installs what it needs;
+# `make test` makes .venv-jax too, and `make test-torch` .venv-torch, where there is no TensorFlow.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := luna_cls tests benchmarks
 
-.PHONY: demo test lint clean
+# Losses and metrics are for every backend of Keras.
+BACKEND_TESTS := tests/test_losses.py tests/test_soft_confusion.py tests/test_metrics.py tests/test_distribution.py
+BACKEND_NEEDS := 'keras >= 3.15.1' numpy scipy pandas scikit-learn SimpleITK pydantic tomli-w pytest hypothesis
+jax_NEEDS := 'jax >= 0.5'
+torch_NEEDS := 'torch == 2.13.0'
+
+.PHONY: demo test test-jax test-torch lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/luna-cls demo --out runs/demo --force
@@ -13,6 +20,10 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered tests
 	$(BIN)/python -m pytest --nbmake notebooks
+	$(MAKE) test-jax
+
+test-jax test-torch: test-%: .venv-%/installed
+	KERAS_BACKEND=$* .venv-$*/bin/python -m pytest $(BACKEND_TESTS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check $(SOURCES)
@@ -21,7 +32,7 @@ lint: $(VENV)/installed-dev
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .coverage .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-jax .venv-torch build dist *.egg-info .coverage .pytest_cache .mypy_cache .ruff_cache
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -32,4 +43,10 @@ $(VENV)/installed: setup.cfg pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/installed-dev: setup.cfg pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+.venv-jax/installed .venv-torch/installed: .venv-%/installed: setup.cfg Makefile
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check $(BACKEND_NEEDS) $($*_NEEDS)
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@

@@ -123,7 +123,8 @@ class AveragePrecision(HistogramMetric):
 
     def _of(self, negative: Any, positive: Any) -> Any:
         tp, called = _from_above(positive), _from_above(negative + positive)
-        return ops.sum(positive / ops.sum(positive) * (tp / ops.maximum(called, 1e-30)))
+        mean = ops.sum(positive / ops.sum(positive) * (tp / ops.maximum(called, 1e-30)))
+        return ops.where(ops.sum(negative) > 0, mean, float("nan"))
 
 
 @register

@@ -142,7 +142,7 @@ def _margin(y_true: Any, logits: Any, *, categorical: bool = False) -> Any:
         return (2 * y_true - 1) * logits
     if logits.shape[-1] < 2:
         raise ValueError(
-            f"categorical needs two classes at least, in the last axis. Received: {logits.shape}."
+            f"categorical needs two classes at least, in the last axis. Received: {tuple(logits.shape)}."
         )
     is_true = y_true > 0.5
     others = ops.logsumexp(ops.where(is_true, -float("inf"), logits), axis=-1, keepdims=True)

@@ -17,7 +17,6 @@ the loss and its gradient are those of the global batch; on JAX a batch is globa
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
@@ -231,6 +230,7 @@ class AnyLoss(PerBatch):
     ) -> None:
         ramp = {"ramp_from": ramp_from, "ramp_epochs": ramp_epochs}
         super().__init__({"score": score, "beta": beta, "amplification": amplification, **ramp}, **standard)
+        self._set_to = amplification
         self._now = (
             None if ramp_from is None else keras.Variable(amplification, dtype="float32", trainable=False)
         )
@@ -244,10 +244,10 @@ class AnyLoss(PerBatch):
 
     def start_epoch(self, epoch: int) -> bool:
         """Sets L for epoch `epoch`; says whether it has changed."""
-        now = self.amplification_in(epoch)
-        if self._now is None or math.isclose(float(self._now), now, rel_tol=1e-6):
+        before, self._set_to = self._set_to, self.amplification_in(epoch)
+        if self._now is None or self._set_to == before:
             return False
-        self._now.assign(now)
+        self._now.assign(self._set_to)
         return True
 
     def _of_batch(self, y_true: Any, logits: Any, sample_weight: Any) -> Any:
