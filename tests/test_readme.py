@@ -1,3 +1,4 @@
+import inspect
 import re
 import runpy
 import shlex
@@ -6,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from luna_cls.cli import app
+from luna_cls.learning.losses import LOSSES
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
@@ -39,3 +41,25 @@ def test_a_command_of_the_readme_has_only_options_that_exist(line, run_cli):
     for option in (argument for argument in arguments if argument.startswith("--")):
         assert option in shown
     assert command in {entry.callback.__name__ for entry in app.registered_commands}
+
+
+def test_the_table_of_losses_has_every_loss_with_its_parameters_and_defaults():
+    """Each row names a loss, and each parameter but class_weights with the default that the code has."""
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \| .* \|$", README.split("| loss | parameters")[1], re.MULTILINE)
+    stated = {name: dict(re.findall(r"`(\w+)` ([^,]+)", cell)) for name, cell in rows}
+
+    actual = {}
+    for name, loss in LOSSES.items():
+        parameters = inspect.signature(loss).parameters.values()
+        named = {p.name: p.default for p in parameters if p.kind is not p.VAR_KEYWORD}
+        named.pop("class_weights", None)
+        actual[name] = {key: _as_written(value) for key, value in named.items()}
+    assert stated == actual
+
+
+def _as_written(value):
+    if isinstance(value, str):
+        return f'"{value}"'
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    return f"{value:g}"

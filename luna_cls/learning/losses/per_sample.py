@@ -105,10 +105,7 @@ def cefl(y_true: Any, logits: Any, gamma: float = 2.0, *, categorical: bool = Fa
     Raises:
         ValueError: If `categorical` and there are fewer than two classes.
     """
-    y_true, logits = at_least_float32(y_true, logits)
-    z = _margin(y_true, logits, categorical=categorical)
-    share = sigmoid(-z) + sigmoid(z) * _error_power(z, gamma)
-    return ops.mean(share * ops.softplus(-z), axis=-1)
+    return _from_ce_to_focal(y_true, logits, gamma, 1, categorical=categorical)
 
 
 def cefl2(y_true: Any, logits: Any, gamma: float = 2.0, *, categorical: bool = False) -> Any:
@@ -129,10 +126,15 @@ def cefl2(y_true: Any, logits: Any, gamma: float = 2.0, *, categorical: bool = F
     Raises:
         ValueError: If `categorical` and there are fewer than two classes.
     """
+    # p²/(p² + (1 - p)²) = sigmoid(2 z)
+    return _from_ce_to_focal(y_true, logits, gamma, 2, categorical=categorical)
+
+
+def _from_ce_to_focal(y_true: Any, logits: Any, gamma: float, turn: int, *, categorical: bool) -> Any:
+    """CE and FL with the weights sigmoid(-turn z) and sigmoid(turn z)."""
     y_true, logits = at_least_float32(y_true, logits)
     z = _margin(y_true, logits, categorical=categorical)
-    # The weights are p²/(p² + (1 - p)²) = sigmoid(2 z) and its complement.
-    share = sigmoid(-2 * z) + sigmoid(2 * z) * _error_power(z, gamma)
+    share = sigmoid(-turn * z) + sigmoid(turn * z) * _error_power(z, gamma)
     return ops.mean(share * ops.softplus(-z), axis=-1)
 
 
