@@ -56,8 +56,8 @@ class SamplingSettings(_Frozen):
     """How batches are filled: as nodules occur (natural prevalence), unless one of the first two is given.
 
     `positives_per_batch` nodules in every batch; or `negatives_per_positive` look-alikes for every nodule,
-    on the whole. `correct_prior` shifts the logits of the model that is kept by the log odds of that, so
-    that its probabilities mean natural prevalence again.
+    on the whole. `correct_prior` shifts the logits of the model that is kept by the log odds of that and of
+    the loss's weights, so that its probabilities mean natural prevalence again.
     """
 
     positives_per_batch: int | None = Field(None, ge=1)

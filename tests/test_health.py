@@ -17,14 +17,20 @@ from luna_cls.settings import OptimizerSettings
 COURSE = Course(
     steps_per_epoch=600,
     one_in=490,
-    is_balanced=False,
+    favours_nodules=False,
+    corrects_prior=False,
     loss="bce",
     is_of_batch=False,
+    is_proper=True,
     normalization_momentum=0.99,
 )
 FEW_STEPS = Course(**{**vars(COURSE), "steps_per_epoch": 50})
-BALANCED = Course(**{**vars(COURSE), "is_balanced": True})
-ANYLOSS = Course(**{**vars(COURSE), "loss": "anyloss", "is_of_batch": True})
+BALANCED = Course(**{**vars(COURSE), "favours_nodules": True})
+CORRECTED = Course(**{**vars(BALANCED), "corrects_prior": True})
+ANYLOSS = Course(**{**vars(COURSE), "loss": "anyloss", "is_of_batch": True, "is_proper": False})
+SOL = Course(**{**vars(ANYLOSS), "loss": "sol"})
+DISTORTED = Course(**{**vars(CORRECTED), "loss": "focal", "is_proper": False})
+NO_NORMALIZATION = Course(**{**vars(FEW_STEPS), "normalization_momentum": 0.0})
 ALL_NO = {
     "val_tp": 0, "val_fp": 0, "val_tn": 4890, "val_fn": 10,
     "val_accuracy": 4890 / 4900, "val_balanced_accuracy": 0.5, "val_auc": 0.93, "val_average_precision": 0.2,
@@ -42,8 +48,12 @@ HEALTHY = {
     [
         ([ALL_NO], COURSE, "one_class_threshold", ["No validation cube", "99.80%", "AUC 0.93", "1 in 490"]),
         ([ALL_NO], COURSE, "one_class_threshold", ["set sampling.positives_per_batch"]),
-        ([ALL_NO], BALANCED, "one_class_threshold", ["move the threshold"]),
-        ([ALL_YES], COURSE, "one_class_threshold", ["Every validation cube", "0.20%"]),
+        ([ALL_NO], BALANCED, "one_class_threshold", ["threshold: hardly any", "move the threshold"]),
+        ([ALL_NO], CORRECTED, "one_class_threshold", ["at 1 in 490, hardly any", "move the threshold"]),
+        ([ALL_NO], ANYLOSS, "one_class_threshold", ["threshold: hardly any", "move the threshold"]),
+        ([ALL_NO], NO_NORMALIZATION, "one_class_threshold", ["at 1 in 490"]),
+        ([ALL_YES], COURSE, "one_class_threshold", ["Every validation cube", "0.20%", "most probabilities"]),
+        ([ALL_YES], BALANCED, "one_class_threshold", ["most prob", "set sampling.correct_prior, or favour"]),
         ([{**ALL_NO, "val_auc": 0.6}], COURSE, "one_class_unlearned", ["AUC 0.60", "learned little yet"]),
         ([ALL_NO], FEW_STEPS, "one_class_lag", ["500 steps (10.0 epochs)", "model.normalization_momentum"]),
         ([HALF] * 3, COURSE, "stuck_threshold", [".50 for 3 epochs"]),
@@ -52,6 +62,7 @@ HEALTHY = {
         ([{**HEALTHY, "val_largest_logit": 57.4}], COURSE, "too_sure", ["±57", "optimizer.learning_rate"]),
         ([{**HEALTHY, "largest_gradient_norm": 0.0}], COURSE, "no_gradient", ["learning_rate"]),
         ([{**HEALTHY, "largest_gradient_norm": 1e-12}], ANYLOSS, "no_gradient", ["loss.ramp_from=4"]),
+        ([{**HEALTHY, "largest_gradient_norm": 1e-12}], SOL, "no_gradient", ["uniform prior"]),
     ],
 )
 def test_each_disease_has_its_line(history, course, kind, words):
@@ -102,10 +113,11 @@ def test_a_fold_without_nodules_is_named():
     ("course", "options", "expected"),
     [
         (ANYLOSS, {}, "19 of 20 batches of the first epoch hold no nodule, and anyloss scores one batch"),
+        (ANYLOSS, {"negatives_per_positive": 30}, "15 of 21 batches of the first epoch hold"),
         (ANYLOSS, {"positives_per_batch": 1}, None),
         (COURSE, {}, None),
     ],
-    ids=["anyloss, natural", "anyloss, one in each", "bce, natural"],
+    ids=["anyloss, natural", "anyloss, too few", "anyloss, one in each", "bce, natural"],
 )
 def test_batches_without_nodules_starve_a_loss_of_the_batch(course, options, expected):
     """One nodule among 200 cubes in batches of 10 leaves 19 batches without; only AnyLoss minds."""
@@ -116,6 +128,20 @@ def test_batches_without_nodules_starve_a_loss_of_the_batch(course, options, exp
     found = diagnose_plan(candidates, split, plan, course).get("batches_without_positives")
 
     assert (found is None) if expected is None else found.startswith(expected)
+
+
+def test_distorted_probabilities_are_no_matter_of_prevalence():
+    """A corrected prior of focal loss gets a line; of bce it does not, nor does focal loss as it is."""
+    candidates = _candidates({0: [1, 0], 1: [1, 0]})
+    split, plan = (
+        Split(np.arange(2), np.arange(2, 4), np.array([], int)),
+        Plan(np.arange(1), np.arange(1, 2), 2, 0),
+    )
+    uncorrected = Course(**{**vars(DISTORTED), "corrects_prior": False})
+
+    assert list(diagnose_plan(candidates, split, plan, DISTORTED)) == ["distorted"]
+    assert diagnose_plan(candidates, split, plan, CORRECTED) == {}
+    assert diagnose_plan(candidates, split, plan, uncorrected) == {}
 
 
 def _fitted(inputs_of_epochs, health):
@@ -152,7 +178,9 @@ def test_a_loss_that_is_no_number_ends_the_training_with_the_last_good_weights(b
     assert health.diverged_in == 3
     assert [finding["kind"] for finding in health.findings] == ["diverged"]
     assert len(lines) == 1
-    assert "in epoch 3, step 1: training has diverged and ends here, with the weights of epoch 2" in lines[0]
+    assert (
+        "in epoch 3, step 1: training has diverged and ends here; epoch 2 was its last good one" in lines[0]
+    )
 
 
 def test_without_a_good_epoch_nothing_is_kept(float32_policy):

@@ -1,6 +1,7 @@
 """What holds for every loss, and the losses of each sample alone; `test_soft_confusion.py` has the others."""
 
 import json
+from typing import get_args
 
 import keras
 import numpy as np
@@ -14,10 +15,13 @@ from scipy.special import expit, softmax
 from luna_cls.errors import InputError
 from luna_cls.learning import losses
 from luna_cls.learning.losses.per_sample import bce, cefl, cefl2, focal, mse
-from luna_cls.learning.losses.soft_confusion import SCORES
+from luna_cls.learning.losses.soft_confusion import PerBatch, Score
 from luna_cls.learning.losses.weighting import balanced, effective_number
 
 pytestmark = pytest.mark.usefixtures("float32_policy")
+
+SCORES = get_args(Score)
+PER_SAMPLE = [name for name, loss in losses.LOSSES.items() if not issubclass(loss, PerBatch)]
 
 LABELS = np.array([0, 0, 1, 1, 0, 1, 0, 0.0])[:, None]
 LOGITS = np.array([-4.0, -0.5, 0.25, 3.5, 2.0, -0.4, 0.1, -3.0])[:, None]
@@ -32,7 +36,7 @@ VARIANTS += [("anyloss", {"score": "fbeta", "beta": 2, "amplification": 300})]
 VARIANTS += [("anyloss", {"ramp_from": 1, "ramp_epochs": 3})]
 VARIANTS += [("sol", {"score": score, "prior": "raised_cosine"}) for score in SCORES]
 VARIANTS += [("sol", {"prior": "raised_cosine", "center": 0.4, "half_width": 0.3})]
-VARIANTS += [(name, {"class_weights": [0.5, 245]}) for name in losses.LOSSES if not losses.is_of_batch(name)]
+VARIANTS += [(name, {"class_weights": [0.5, 245]}) for name in PER_SAMPLE]
 
 every_variant = pytest.mark.parametrize(
     ("name", "parameters"), VARIANTS, ids=[f"{name} {parameters or ''}" for name, parameters in VARIANTS]
@@ -197,7 +201,7 @@ def test_fit_lowers_them(name, parameters, policy):
     assert history[-1] < history[0]
 
 
-@pytest.mark.parametrize("name", [name for name in losses.LOSSES if not losses.is_of_batch(name)])
+@pytest.mark.parametrize("name", PER_SAMPLE)
 def test_a_batch_counts_as_the_mean_of_its_samples(name):
     """The loss of eight samples is the mean of their eight losses, and a scalar."""
     value, _ = value_and_gradient(losses.get(name), LABELS, LOGITS)
@@ -212,11 +216,12 @@ def test_a_batch_counts_as_the_mean_of_its_samples(name):
 
 
 def test_bce_smooths_labels_and_weights_nodules():
-    """Smoothing by 0.2 makes labels of 0.1 and 0.9; a positive weight of 3 triples what the 1s share."""
+    """Smoothing by 0.2 makes labels of 0.1 and 0.9; a positive weight of 3 triples the loss of nodules."""
     actual, _ = value_and_gradient(_of_each("bce", label_smoothing=0.2, positive_weight=3.0), LABELS, LOGITS)
 
     p, target = expit(LOGITS[:, 0]), 0.1 + 0.8 * LABELS[:, 0]
-    np.testing.assert_allclose(actual, -3 * target * np.log(p) - (1 - target) * np.log(1 - p), rtol=1e-5)
+    expected = np.where(LABELS[:, 0] == 1, 3, 1) * (-target * np.log(p) - (1 - target) * np.log(1 - p))
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
 def test_mse_is_that_of_probabilities():
@@ -376,7 +381,7 @@ def test_effective_numbers_lie_between_no_weights_and_balanced_ones():
     assert nearly[1] / nearly[0] == pytest.approx(49, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in losses.LOSSES if not losses.is_of_batch(name)])
+@pytest.mark.parametrize("name", PER_SAMPLE)
 def test_class_counts_give_weights_to_any_loss_of_each_sample(name):
     """class_weights="balanced" and "effective_number" become numbers that the loss carries and saves."""
     even = losses.get(name, (490, 10), class_weights="balanced")
@@ -384,6 +389,57 @@ def test_class_counts_give_weights_to_any_loss_of_each_sample(name):
 
     assert even.get_config()["class_weights"] == pytest.approx(balanced([490, 10]))
     assert effective.get_config()["class_weights"] == pytest.approx(effective_number([490, 10], 0.99))
+
+
+@pytest.mark.parametrize("weighting", ["balanced", "effective_number"])
+def test_weights_from_counts_undo_what_the_sampling_does(weighting):
+    """Where batches already hold a nodule in two, balanced weights are 1; the ratio is undone in any case."""
+    natural = np.array([0.98, 0.02]) / 0.5
+
+    loss = losses.get("bce", (490, 10), natural, class_weights=weighting)
+
+    plain = losses.get("bce", (490, 10), class_weights=weighting)
+    assert loss.class_weights == pytest.approx(np.array(plain.class_weights) * natural)
+    if weighting == "balanced":
+        assert loss.class_weights == pytest.approx([1, 1])
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "is_proper", "weight"),
+    [
+        ("bce", {}, True, 1),
+        ("bce", {"positive_weight": 7, "class_weights": [0.5, 2]}, True, 28),
+        ("bce", {"label_smoothing": 0.1}, False, 1),
+        ("mse", {"class_weights": [1, 3]}, True, 3),
+        ("focal", {}, False, 1),
+        ("focal", {"gamma": 0, "alpha": 0.75, "apply_class_balancing": True}, True, 3),
+        ("cefl", {}, False, 1),
+        ("cefl2", {"gamma": 0}, True, 1),
+    ],
+)
+def test_proper_losses_are_least_at_the_weighted_probability(name, parameters, is_proper, weight):
+    """With 3 nodules in 10, the best p has the odds 3 w / 7; of losses that are not proper it has others."""
+    loss = losses.get(name, **parameters)
+    logits = np.linspace(-4, 6, 2001)
+
+    each = _of_each(name, **parameters)
+    both = [value_and_gradient(each, np.full((2001, 1), label), logits[:, None])[0] for label in (1, 0)]
+
+    best = np.exp(logits[np.argmin(0.3 * both[0] + 0.7 * both[1])])
+    assert loss.is_proper == is_proper
+    assert loss.weight_of_a_nodule == pytest.approx(weight)
+    assert (best == pytest.approx(3 * weight / 7, rel=0.01)) == is_proper
+
+
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_a_row_of_labels_will_do(name):
+    """Labels `(8,)` of logits `(8, 1)` are as good as `(8, 1)`, also with class weights."""
+    parameters = {"class_weights": [1, 2]} if name in PER_SAMPLE else {}
+    loss = losses.get(name, **parameters)
+
+    actual, _ = value_and_gradient(loss, LABELS[:, 0], LOGITS)
+
+    assert actual == value_and_gradient(loss, LABELS, LOGITS)[0]
 
 
 @every_variant
@@ -397,7 +453,7 @@ def test_sample_weights_are_as_good_as_repeating_samples(name, parameters):
     actual, gradient = value_and_gradient(weighted, LABELS, LOGITS)
     expected, apart = value_and_gradient(loss, LABELS.repeat(weights, 0), LOGITS.repeat(weights, 0))
 
-    factor = 1 if losses.is_of_batch(name) else weights.sum() / len(weights)
+    factor = weights.sum() / len(weights) if name in PER_SAMPLE else 1
     together = np.array([part.sum() for part in np.split(apart, weights.cumsum()[:-1])])
     assert actual == pytest.approx(factor * expected, rel=1e-5)
     np.testing.assert_allclose(gradient[:, 0], factor * together, rtol=1e-4, atol=1e-7)
@@ -426,6 +482,23 @@ def test_sample_weights_are_as_good_as_repeating_samples(name, parameters):
         ("anyloss", {"class_weights": [1, 2]}, "no parameter 'class_weights'. Known: score, beta"),
         ("sol", {"prior": "normal"}, "prior of loss sol: .*'uniform' or 'raised_cosine'.* 'normal'"),
         ("sol", {"prior": "raised_cosine", "center": 0.1}, r"center ± half_width must lie in \[0, 1\]"),
+        (
+            "sol",
+            {"center": 0.3},
+            "center and half_width need the prior 'raised_cosine'. Received: 0.3 and 0.5",
+        ),
+        ("sol", {"beta": 2}, "beta is of the score 'fbeta'. Received: 2.0 with 'balanced_accuracy'"),
+        (
+            "anyloss",
+            {"score": "gmean", "beta": 2},
+            "beta is of the score 'fbeta'. Received: 2.0 with 'gmean'",
+        ),
+        ("anyloss", {"ramp_epochs": 3}, "ramp_epochs needs ramp_from. Received: 3 without"),
+        ("focal", {"alpha": 0.75}, "alpha counts with apply_class_balancing only. Received: 0.75 without"),
+        ("focal", {"alpha": 1, "apply_class_balancing": True}, "alpha of loss focal: .* Received: 1"),
+        ("bce", {"effective_number_beta": 0.9}, "effective_number_beta goes with class_weights 'effective_n"),
+        ("anyloss", {"effective_number_beta": 0.9}, "no parameter 'effective_number_beta'"),
+        ("bce", {"class_counts": [1, 2]}, "no parameter 'class_counts'"),
     ],
 )
 def test_wrong_names_and_values_are_refused(name, parameters, message):

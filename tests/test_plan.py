@@ -146,13 +146,14 @@ def test_a_plan_that_cannot_be_carried_out_is_refused(change, words):
 
 @given(
     batch_size=st.integers(2, 40),
-    ratio=st.floats(0.05, 50),
+    ratio=st.floats(0.05, 47),
     steps_per_epoch=st.integers(1, 12),
     epochs=st.integers(1, 6),
     seed=st.integers(0, 2**32),
 )
 def test_a_ratio_is_kept_over_any_number_of_epochs(batch_size, ratio, steps_per_epoch, epochs, seed):
     """Nodules are the wanted share of all cubes seen, give or take one; rows are seen equally often."""
+    ratio = max(ratio, 1 / (batch_size - 1))
     plan = _plan(
         batch_size=batch_size, seed=seed, steps_per_epoch=steps_per_epoch, negatives_per_positive=ratio
     )
@@ -203,8 +204,16 @@ def test_the_weights_bring_natural_prevalence_back():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"negatives_per_positive": 0}, "negatives_per_positive must be above 0. Received: 0"),
-        ({"negatives_per_positive": float("inf")}, "must be above 0. Received: inf"),
+        (
+            {"negatives_per_positive": 0},
+            "must lie between 0.143, where .* and 47, all there are. Received: 0",
+        ),
+        ({"negatives_per_positive": 0.1}, "Received: 0.1"),
+        ({"negatives_per_positive": 48}, "Received: 48"),
+        ({"negatives_per_positive": float("inf")}, "Received: inf"),
+        ({"negatives_per_positive": float("nan")}, "Received: nan"),
+        ({"negatives_per_positive": 1, "batch_size": 1}, "A batch of one cube cannot hold both classes"),
+        ({"positives_per_batch": 1, "batch_size": 1}, "A batch of one cube cannot hold both classes"),
         ({"negatives_per_positive": 3, "positives_per_batch": 2}, "exclude each other. Received: 2 and 3"),
     ],
 )

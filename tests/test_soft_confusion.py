@@ -1,5 +1,7 @@
 """The losses of a whole batch: AnyLoss and the score-oriented loss."""
 
+from typing import get_args
+
 import keras
 import numpy as np
 import pytest
@@ -12,11 +14,11 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, fbeta_score
 
 from luna_cls.learning import losses
 from luna_cls.learning.callbacks import AmplificationRamp
-from luna_cls.learning.losses.soft_confusion import SCORES, anyloss, sol
+from luna_cls.learning.losses.soft_confusion import Score, anyloss, sol
 
 pytestmark = pytest.mark.usefixtures("float32_policy")
 
-every_score = pytest.mark.parametrize("score", SCORES)
+every_score = pytest.mark.parametrize("score", get_args(Score))
 
 
 def _score(score, tp, fn, fp, tn, beta=1.0):
@@ -56,9 +58,10 @@ def test_a_large_amplification_gives_one_minus_the_score_of_decisions(score, bat
     """At L = 1,000,000 the loss is 1 - scikit-learn's score of logit > 0, whatever the batch."""
     labels, logits = batch[:, 0].astype(int), batch[:, 1]
 
-    actual, _ = value_and_gradient(
-        losses.get("anyloss", score=score, beta=beta, amplification=1e6), labels[:, None], logits[:, None]
-    )
+    beta = beta if score == "fbeta" else 1
+    loss = losses.get("anyloss", score=score, beta=beta, amplification=1e6)
+
+    actual, _ = value_and_gradient(loss, labels[:, None], logits[:, None])
 
     assert actual == pytest.approx(1 - _of_decisions(score, labels, logits > 0, beta), abs=2e-6)
 
@@ -102,12 +105,13 @@ def test_sol_scores_the_matrix_expected_over_thresholds(score, options, center, 
         weights = np.where(np.abs(place) < 1, 1 + np.cos(np.pi * place), 0)
     called = ((expit(logits.astype(float)) > thresholds[:, None]) * (weights / weights.sum())[:, None]).sum(0)
 
-    actual, _ = value_and_gradient(
-        losses.get("sol", score=score, beta=2, **options), labels[:, None], logits[:, None]
-    )
+    beta = 2 if score == "fbeta" else 1
+    loss = losses.get("sol", score=score, beta=beta, **options)
+
+    actual, _ = value_and_gradient(loss, labels[:, None], logits[:, None])
 
     tp, fp = called[labels].sum(), called[~labels].sum()
-    expected = 1 - _score(score, tp, labels.sum() - tp, fp, (~labels).sum() - fp, beta=2)
+    expected = 1 - _score(score, tp, labels.sum() - tp, fp, (~labels).sum() - fp, beta)
     assert actual == pytest.approx(expected, abs=1e-4)
 
 

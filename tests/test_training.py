@@ -253,8 +253,11 @@ def test_one_class_alone_is_refused(store, tmp_path, in_validation, message):
         ("split.validation_folds=[7]", "No cube is left for validation"),
         ("sampling.positives_per_batch=8", "positives_per_batch must lie between 1 and 7"),
         (("loss.name=sol", "sampling.correct_prior=true"), "correct_prior is for losses whose prob.* sol"),
+        (("loss.name=cefl", "loss.categorical=true"), "loss.categorical is for the logits of a softmax"),
+        ("loss.class_weights=[1, 2, 3]", r"class_weights takes two, .* Received: \[1.0, 2.0, 3.0\]"),
+        ("loss.class_counts=[1, 2]", "loss bce has no parameter 'class_counts'"),
+        ("sampling.negatives_per_positive=1e-20", "negatives_per_positive must lie between 0.143"),
     ],
-    ids=["monitor", "loss", "parameter", "model", "too deep", "empty fold", "no look-alikes", "prior"],
 )
 def test_settings_that_do_not_fit_are_refused(store, tmp_path, override, message):
     """The refusal is one line that lists what is known; nothing is written."""
@@ -321,9 +324,10 @@ def test_class_weights_come_from_the_training_cubes(store, tmp_path, weighting):
     )
 
 
-def test_the_prior_is_corrected_in_the_model_that_is_kept(store, tmp_path):
-    """Batches of 4 + 4 where 9 in 30 are nodules: every logit that is kept is log(9 / 21) lower."""
-    options = ["sampling.positives_per_batch=4", "training.epochs=1"]
+@pytest.mark.parametrize("weight", [1, 5])
+def test_the_prior_is_corrected_in_the_model_that_is_kept(store, tmp_path, weight):
+    """Batches of 4 + 4 where 9 in 30 are nodules: kept logits are log(9 / 21) lower, and log(weight) more."""
+    options = ["sampling.positives_per_batch=4", "training.epochs=1", f"loss.positive_weight={weight}"]
     for name, more in {"plain": [], "corrected": ["sampling.correct_prior=true"]}.items():
         train(store, _tiny(*options, *more), tmp_path / name, say=_quiet)
     read = {
@@ -331,7 +335,7 @@ def test_the_prior_is_corrected_in_the_model_that_is_kept(store, tmp_path):
         for name in ("plain", "corrected")
     }
 
-    np.testing.assert_allclose(read["corrected"] - read["plain"], np.log(9 / 21), atol=1e-5)
+    np.testing.assert_allclose(read["corrected"] - read["plain"], np.log(9 / 21 / weight), atol=1e-5)
     history = pd.read_csv(tmp_path / "corrected" / "history.csv")
     metrics = json.loads((tmp_path / "corrected" / "metrics.json").read_text())
     environment = json.loads((tmp_path / "corrected" / "environment.json").read_text())
@@ -352,7 +356,7 @@ def test_a_training_that_diverges_later_keeps_its_best_epoch(store, tmp_path, mo
     assert result["best_epoch"] == 1
     assert len(pd.read_csv(tmp_path / "run" / "history.csv")) == 2
     assert metrics["health"][-1]["kind"] == "diverged"
-    assert any("with the weights of epoch 1. Lower optimizer.learning_rate" in line for line in lines)
+    assert any("epoch 1 was its last good one. Lower optimizer.learning_rate" in line for line in lines)
 
 
 def _diverge_in_epoch_2(self, batch, logs=None):

@@ -55,15 +55,23 @@ class Plan:
         for name, number in (("batch_size", self.batch_size), ("steps_per_epoch", self.steps_per_epoch)):
             if number is not None and number < 1:
                 raise InputError(f"training.{name} must be at least 1. Received: {number}.")
-        k = self.positives_per_batch
+        k, ratio = self.positives_per_batch, self.negatives_per_positive
+        if (k is not None or ratio is not None) and self.batch_size < 2:
+            raise InputError(
+                "A batch of one cube cannot hold both classes: raise training.batch_size, or leave "
+                "sampling at natural prevalence."
+            )
         if k is not None and not 0 < k < self.batch_size:
             raise InputError(
                 f"sampling.positives_per_batch must lie between 1 and {self.batch_size - 1}, "
                 f"one less than the batch. Received: {k}."
             )
-        ratio = self.negatives_per_positive
-        if ratio is not None and not 0 < ratio < math.inf:
-            raise InputError(f"sampling.negatives_per_positive must be above 0. Received: {ratio}.")
+        least = 1 / (self.batch_size - 1) if self.batch_size > 1 else 1.0
+        if ratio is not None and not least <= ratio <= len(self.negatives):
+            raise InputError(
+                f"sampling.negatives_per_positive must lie between {least:.3g}, where a batch holds one "
+                f"look-alike, and {len(self.negatives)}, all there are. Received: {ratio}."
+            )
         if k is not None and ratio is not None:
             raise InputError(
                 "sampling.positives_per_batch and sampling.negatives_per_positive exclude each other. "

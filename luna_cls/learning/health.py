@@ -31,23 +31,27 @@ class Course:
     Args:
         steps_per_epoch: Batches in an epoch.
         one_in: One training candidate in so many is a nodule, at natural prevalence.
-        is_balanced: Whether batches hold more nodules than come naturally.
+        favours_nodules: Whether batches hold more nodules than come naturally, or the loss weighs them more.
+        corrects_prior: Whether validation logits are shifted to undo that.
         loss: The loss's name.
         is_of_batch: Whether it is a statistic of the whole batch.
-        normalization_momentum: Of the model's batch normalisation.
+        is_proper: Whether it learns probabilities.
+        normalization_momentum: Of the model's batch normalisation; 0 if it has none.
     """
 
     steps_per_epoch: int
     one_in: float
-    is_balanced: bool
+    favours_nodules: bool
+    corrects_prior: bool
     loss: str
     is_of_batch: bool
+    is_proper: bool
     normalization_momentum: float
 
     @property
     def lag_steps(self) -> float:
         """For how long inference runs on statistics of the first steps: five time constants."""
-        return 5 / (1 - self.normalization_momentum)
+        return 5 / (1 - self.normalization_momentum) if self.normalization_momentum else 0.0
 
     def statistics_lag(self, epochs: int) -> bool:
         """Whether it still does after so many epochs."""
@@ -87,14 +91,25 @@ def diagnose_plan(candidates: pd.DataFrame, split: Split, plan: Plan, course: Co
     empty = nodules.index[nodules == 0].tolist()
     if empty:
         found["fold_without_positives"] = (
-            f"No nodule in fold{'s' if len(empty) > 1 else ''} {', '.join(map(str, empty))}: sensitivity "
-            "cannot be measured there. Check the labels, or put scans with nodules into every fold."
+            f"No nodule in fold{'s' if len(empty) > 1 else ''} {', '.join(map(str, empty))}: nothing is "
+            "learned of nodules there, and no sensitivity can be measured. Check the labels, or put scans "
+            "with nodules into every fold."
         )
     missing = plan.batches_without_positives() if course.is_of_batch else 0
     if missing:
         found["batches_without_positives"] = (
             f"{missing} of {plan.steps} batches of the first epoch hold no nodule, and {course.loss} scores "
-            "one batch at a time: there it feels false alarms alone. Set sampling.positives_per_batch."
+            "one batch at a time: there it feels false alarms alone. Set sampling.positives_per_batch"
+            + (
+                "."
+                if plan.negatives_per_positive is None
+                else " in place of sampling.negatives_per_positive."
+            )
+        )
+    if course.corrects_prior and not course.is_proper:
+        found["distorted"] = (
+            f"sampling.correct_prior moves the threshold, but {course.loss} with these parameters learns "
+            "distorted probabilities, whatever the prevalence. For probabilities train with bce or mse."
         )
     return found
 
@@ -131,17 +146,30 @@ def _reason(history: Sequence[Logs], course: Course) -> Found:
         return "lag", f"That may be no fault of the model: {_lag_advice(course)}"
     auc = history[-1].get("val_auc", math.nan)
     if auc > SOUND_AUC:
-        return "threshold", (
-            f"The ranking is sound (AUC {auc:.2f}); it is the threshold: at 1 in {course.one_in:.0f}, hardly "
-            "any probability passes 1/2. Judge by average precision and FROC"
-            + (", or move the threshold." if course.is_balanced else ", or set sampling.positives_per_batch.")
+        return "threshold", f"The ranking is sound (AUC {auc:.2f}); it is the threshold: " + (
+            _threshold_advice(history[-1], course)
         )
     return "unlearned", f"The ranking is poor, too (AUC {auc:.2f}): it has learned little yet. " + (
         "Train longer, or change optimizer.learning_rate."
-        if course.is_balanced
+        if course.favours_nodules
         else f"At 1 in {course.one_in:.0f} few batches teach anything of nodules: set "
         "sampling.positives_per_batch, or train longer."
     )
+
+
+def _threshold_advice(logs: Logs, course: Course) -> str:
+    is_natural = not course.is_of_batch and (course.corrects_prior or not course.favours_nodules)
+    if logs["val_tp"] + logs["val_fp"] > logs["val_tn"] + logs["val_fn"]:
+        passing, instead = "most probabilities pass 1/2", "move the threshold"
+        if course.favours_nodules and not course.corrects_prior and not course.is_of_batch:
+            instead = "set sampling.correct_prior, or favour nodules less"
+    else:
+        passing, instead = "hardly any probability passes 1/2", "move the threshold"
+        if is_natural:
+            passing = f"at 1 in {course.one_in:.0f}, {passing}"
+            if not course.favours_nodules:
+                instead = "set sampling.positives_per_batch"
+    return f"{passing}. Judge by average precision and FROC, or {instead}."
 
 
 def _lag_advice(course: Course) -> str:
@@ -179,11 +207,10 @@ def _no_gradient(history: Sequence[Logs], course: Course) -> Found | None:
     norm = history[-1].get("largest_gradient_norm", math.nan)
     if not norm < NO_GRADIENT:
         return None
-    advice = (
-        "Let the amplification grow from a small one: loss.ramp_from=4."
-        if course.loss == "anyloss"
-        else "Lower optimizer.learning_rate, and start anew."
-    )
+    advice = {
+        "anyloss": "Let the amplification grow from a small one (loss.ramp_from=4), or end at a smaller one.",
+        "sol": "Take the uniform prior, or a wider loss.half_width.",
+    }.get(course.loss, "Lower optimizer.learning_rate, and start anew.")
     return (
         "no_gradient",
         f"No gradient was above {NO_GRADIENT:g} in this epoch: nothing is learned any more. {advice}",
@@ -269,7 +296,7 @@ class TrainingHealth(keras.callbacks.Callback):
         self.model.set_weights(self._good_weights)
         self.model.stop_training = True
         self.diverged_in = self._epoch
-        ending = f"training has diverged and ends here, with the weights of epoch {self._epoch - 1}"
+        ending = f"training has diverged and ends here; epoch {self._epoch - 1} was its last good one"
         self._report({"diverged": f"{what}: {ending}. {advice}"})
 
     def _report(self, found: Mapping[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Callable
 from importlib.metadata import version
@@ -42,6 +43,7 @@ from luna_cls.learning.callbacks import (
     validation_metrics,
 )
 from luna_cls.learning.health import Course, TrainingHealth, diagnose_plan
+from luna_cls.learning.losses import PerBatch, PerSample
 from luna_cls.learning.metrics import streaming_metrics
 from luna_cls.learning.optimizer import adamw
 from luna_cls.learning.precision import set_policy
@@ -89,7 +91,7 @@ def train(
     split = split_by_fold(store.candidates, settings.split.validation_folds, settings.split.test_folds)
     plan = _plan(store, split, settings)
     loss, exact_loss = _loss(settings, plan), _loss(settings, plan)  # a ramp moves the first one alone
-    shift = _prior_shift(settings, plan)
+    shift = _prior_shift(settings, plan, loss)
     labels = store.labels[split.validation]
     if len(set(labels.tolist())) < 2:
         raise InputError(
@@ -108,7 +110,7 @@ def train(
             adamw(settings.optimizer), loss, metrics=streaming_metrics(), jit_compile=models.jit_compile()
         )
         validation = ordered_batches(store, split.validation, training.batch_size)
-        course = _course(settings, plan, model)
+        course = _course(settings, plan, model, loss)
         health = TrainingHealth(say, course, diagnose_plan(store.candidates, split, plan, course))
         exact = ExactValidation(
             lambda: _logits(model, validation) + shift, labels, exact_loss, health.restore
@@ -225,31 +227,47 @@ def _plan(store: CubeStore, split: Split, settings: Settings) -> Plan:
     )
 
 
-def _loss(settings: Settings, plan: Plan) -> keras.losses.Loss:
+def _loss(settings: Settings, plan: Plan) -> PerSample | PerBatch:
     class_counts = len(plan.negatives), len(plan.positives)
-    return losses.get(settings.loss.name, class_counts, **settings.loss.parameters)
+    loss = losses.get(settings.loss.name, class_counts, plan.natural_weights, **settings.loss.parameters)
+    if loss.parameters.get("categorical"):
+        raise InputError(
+            "loss.categorical is for the logits of a softmax; the model gives one. Leave it off."
+        )
+    weights = loss.get_config().get("class_weights")
+    if weights is not None and len(weights) != 2:
+        raise InputError(f"loss.class_weights takes two, of class 0 and class 1. Received: {weights}.")
+    return loss
 
 
-def _prior_shift(settings: Settings, plan: Plan) -> float:
+def _learned_shift(plan: Plan, loss: PerSample | PerBatch) -> float:
+    """What to add to a logit learned on the plan's cubes with the loss's weights to undo both."""
+    weight = loss.weight_of_a_nodule if isinstance(loss, PerSample) else 1.0
+    return plan.prior_shift - math.log(weight)
+
+
+def _prior_shift(settings: Settings, plan: Plan, loss: PerSample | PerBatch) -> float:
     """What to add to the logits of the model that is kept."""
     if not settings.sampling.correct_prior:
         return 0.0
-    if losses.is_of_batch(settings.loss.name):
+    if isinstance(loss, PerBatch):
         raise InputError(
             f"sampling.correct_prior is for losses whose probabilities mean something; {settings.loss.name} "
             "sets its threshold at 1/2 itself. Leave it off, or choose bce."
         )
-    return plan.prior_shift
+    return _learned_shift(plan, loss)
 
 
-def _course(settings: Settings, plan: Plan, model: keras.Model) -> Course:
+def _course(settings: Settings, plan: Plan, model: keras.Model, loss: PerSample | PerBatch) -> Course:
     momenta = [layer.momentum for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
     return Course(
         steps_per_epoch=plan.steps,
         one_in=(len(plan.negatives) + len(plan.positives)) / len(plan.positives),
-        is_balanced=plan.prior_shift < 0,
+        favours_nodules=_learned_shift(plan, loss) < -0.01,
+        corrects_prior=settings.sampling.correct_prior,
         loss=settings.loss.name,
-        is_of_batch=losses.is_of_batch(settings.loss.name),
+        is_of_batch=isinstance(loss, PerBatch),
+        is_proper=isinstance(loss, PerSample) and loss.is_proper,
         normalization_momentum=max(momenta, default=0.0),
     )
 

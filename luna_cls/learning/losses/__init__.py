@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import keras
-
 from luna_cls.errors import InputError
 from luna_cls.learning.losses.per_sample import BCE, CEFL, CEFL2, MSE, Focal, PerSample
 from luna_cls.learning.losses.shell import STANDARD
@@ -14,7 +12,7 @@ from luna_cls.learning.losses.soft_confusion import SOL, AnyLoss, PerBatch
 from luna_cls.learning.losses.weighting import EFFECTIVE_NUMBER_BETA, WEIGHTINGS
 from luna_cls.learning.naming import build
 
-__all__ = ["BCE", "CEFL", "CEFL2", "LOSSES", "MSE", "SOL", "AnyLoss", "Focal", "get", "is_of_batch"]
+__all__ = ["BCE", "CEFL", "CEFL2", "LOSSES", "MSE", "SOL", "AnyLoss", "Focal", "PerBatch", "PerSample", "get"]
 
 LOSSES: dict[str, type[PerSample | PerBatch]] = {
     "bce": BCE,
@@ -27,34 +25,45 @@ LOSSES: dict[str, type[PerSample | PerBatch]] = {
 }
 
 
-def get(name: str, class_counts: Sequence[int] | None = None, **parameters: Any) -> keras.losses.Loss:
+def get(
+    name: str,
+    class_counts: Sequence[int] | None = None,
+    natural_weights: Sequence[float] = (1.0, 1.0),
+    /,
+    **parameters: Any,
+) -> PerSample | PerBatch:
     """A loss by name.
 
     Args:
         name: One of `LOSSES`.
         class_counts: Training samples of each class, from class 0 on, for weights that follow from them.
+        natural_weights: What a sample of each class would weigh to undo the sampling (`Plan`): weights
+            that follow from counts are multiplied by it, so that nothing is balanced twice.
         **parameters: Its own parameters. The `class_weights` of a loss of each sample may also be
             "balanced" or "effective_number", with `effective_number_beta` beside it.
 
     Raises:
         InputError: If the name or a parameter is unknown or a value does not fit; lists the right ones.
     """
-    if isinstance(parameters.get("class_weights"), str) and _is_per_sample(name):
-        parameters = _with_counted_weights(class_counts, parameters)
+    if _is_per_sample(name):
+        parameters = _with_counted_weights(class_counts, natural_weights, parameters)
     return build("loss", LOSSES, name, parameters, hidden=STANDARD)
-
-
-def is_of_batch(name: str) -> bool:
-    """Whether the loss is a statistic of the whole batch, which must then hold both classes."""
-    return issubclass(LOSSES[name], PerBatch)
 
 
 def _is_per_sample(name: str) -> bool:
     return name in LOSSES and issubclass(LOSSES[name], PerSample)
 
 
-def _with_counted_weights(class_counts: Sequence[int] | None, parameters: dict[str, Any]) -> dict[str, Any]:
-    how = parameters["class_weights"]
+def _with_counted_weights(
+    class_counts: Sequence[int] | None, natural_weights: Sequence[float], parameters: dict[str, Any]
+) -> dict[str, Any]:
+    how = parameters.get("class_weights")
+    if how != "effective_number" and "effective_number_beta" in parameters:
+        raise InputError(
+            f"effective_number_beta goes with class_weights 'effective_number'. Received: {how!r}."
+        )
+    if not isinstance(how, str):
+        return parameters
     if how not in WEIGHTINGS:
         raise InputError(
             f"Unknown class_weights '{how}'. Known: {', '.join(WEIGHTINGS)}; or a list of one weight a class."
@@ -68,4 +77,5 @@ def _with_counted_weights(class_counts: Sequence[int] | None, parameters: dict[s
         if not isinstance(beta, int | float) or not 0 <= beta < 1:
             raise InputError(f"effective_number_beta must lie in [0, 1). Received: {beta!r}.")
         options = {"beta": beta}
-    return {**rest, "class_weights": WEIGHTINGS[how](class_counts, **options)}
+    weights = WEIGHTINGS[how](class_counts, **options)
+    return {**rest, "class_weights": [a * b for a, b in zip(weights, natural_weights, strict=True)]}

@@ -18,8 +18,10 @@ from luna_cls.learning.losses.shell import Shell, at_least_float32, sigmoid
 
 Focus = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(gt=0, lt=1)]
 ClassWeights = Annotated[Sequence[Weight], Field(min_length=2)]
+
+ALPHA = 0.25  # Lin et al. 2017
 
 register = keras.saving.register_keras_serializable("luna_cls")
 
@@ -27,21 +29,21 @@ register = keras.saving.register_keras_serializable("luna_cls")
 def bce(y_true: Any, logits: Any, label_smoothing: float = 0.0, positive_weight: float = 1.0) -> Any:
     """Binary cross-entropy.
 
-    -w y log(p) - (1 - y) log(1 - p), with p = sigmoid(logit) and w the positive weight.
+    -y log(p) - (1 - y) log(1 - p), with p = sigmoid(logit), times the positive weight where the label is 1.
 
     Args:
         y_true: Labels, 0 or 1, `(..., classes)`, `(..., 1)` for nodules.
         logits: Of the same shape.
         label_smoothing: Labels are drawn this far, from 0 to 1, towards 1/2.
-        positive_weight: How many samples of class 0 one of class 1 weighs.
+        positive_weight: How many samples of class 0 one of class 1 weighs, whatever the smoothing.
 
     Returns:
         Loss `(...)`, the mean over the last axis.
     """
     y_true, logits = at_least_float32(y_true, logits)
     target = y_true * (1 - label_smoothing) + label_smoothing / 2
-    loss = positive_weight * target * ops.softplus(-logits) + (1 - target) * ops.softplus(logits)
-    return ops.mean(loss, axis=-1)
+    loss = target * ops.softplus(-logits) + (1 - target) * ops.softplus(logits)
+    return ops.mean((1 + (positive_weight - 1) * y_true) * loss, axis=-1)
 
 
 def mse(y_true: Any, logits: Any) -> Any:
@@ -62,7 +64,7 @@ def focal(
     y_true: Any,
     logits: Any,
     gamma: float = 2.0,
-    alpha: float = 0.25,
+    alpha: float = ALPHA,
     apply_class_balancing: bool = False,
 ) -> Any:
     """Focal loss (Lin et al. 2017): cross-entropy times (1 - p)^gamma, p being the true class's.
@@ -176,12 +178,23 @@ class PerSample(Shell):
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """Loss of each sample, `(batch,)`, of labels and logits `(batch, 1)` or `(batch, classes)`."""
-        loss = type(self).function(y_true, y_pred, **self.parameters)
+        y_true, logits = at_least_float32(y_true, y_pred)
+        loss = type(self).function(y_true, logits, **self.parameters)
         if self.class_weights is None:
             return loss
-        y_true = ops.cast(y_true, loss.dtype)
         of_each = y_true if y_true.shape[-1] > 1 else ops.concatenate([1 - y_true, y_true], axis=-1)
         return loss * ops.sum(of_each * ops.convert_to_tensor(self.class_weights, loss.dtype), axis=-1)
+
+    @property
+    def is_proper(self) -> bool:
+        """Whether it is least where the probability is the true one, up to the weights of the classes."""
+        return True
+
+    @property
+    def weight_of_a_nodule(self) -> float:
+        """How many samples of class 0 one of class 1 weighs, of two classes."""
+        negative, positive = self.class_weights or (1.0, 1.0)
+        return positive / negative
 
     def get_config(self) -> dict[str, Any]:
         """The arguments of `__init__`."""
@@ -205,6 +218,16 @@ class BCE(PerSample):
         parameters = {"label_smoothing": label_smoothing, "positive_weight": positive_weight}
         super().__init__(parameters, class_weights, **standard)
 
+    @property
+    def is_proper(self) -> bool:
+        """Unless labels are smoothed."""
+        return self.parameters["label_smoothing"] == 0
+
+    @property
+    def weight_of_a_nodule(self) -> float:
+        """The positive weight, times that of the classes."""
+        return self.parameters["positive_weight"] * super().weight_of_a_nodule
+
 
 @register
 class MSE(PerSample):
@@ -219,7 +242,11 @@ class MSE(PerSample):
 
 @register
 class Focal(PerSample):
-    """`focal` as a Keras loss."""
+    """`focal` as a Keras loss.
+
+    Raises:
+        ValueError: If there is an alpha that nothing would take.
+    """
 
     function = staticmethod(focal)
 
@@ -227,13 +254,26 @@ class Focal(PerSample):
     def __init__(
         self,
         gamma: Focus = 2.0,
-        alpha: Share = 0.25,
+        alpha: Share = ALPHA,
         apply_class_balancing: bool = False,
         class_weights: ClassWeights | None = None,
         **standard: Any,
     ) -> None:
+        if alpha != ALPHA and not apply_class_balancing:
+            raise ValueError(f"alpha counts with apply_class_balancing only. Received: {alpha} without.")
         parameters = {"gamma": gamma, "alpha": alpha, "apply_class_balancing": apply_class_balancing}
         super().__init__(parameters, class_weights, **standard)
+
+    @property
+    def is_proper(self) -> bool:
+        """Without focus only."""
+        return self.parameters["gamma"] == 0
+
+    @property
+    def weight_of_a_nodule(self) -> float:
+        """That of alpha, times that of the classes."""
+        alpha = self.parameters["alpha"] if self.parameters["apply_class_balancing"] else 0.5
+        return alpha / (1 - alpha) * super().weight_of_a_nodule
 
 
 @register
@@ -251,6 +291,11 @@ class CEFL(PerSample):
         **standard: Any,
     ) -> None:
         super().__init__({"gamma": gamma, "categorical": categorical}, class_weights, **standard)
+
+    @property
+    def is_proper(self) -> bool:
+        """Without focus only."""
+        return self.parameters["gamma"] == 0
 
 
 @register

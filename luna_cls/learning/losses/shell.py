@@ -35,11 +35,15 @@ def at_least_float32(y_true: Any, logits: Any) -> tuple[Any, Any]:
     """Labels and logits as tensors of one type: that of the logits, but float32 for shorter ones.
 
     Sums and exponentials over a batch do not fit into 16 bits. Gradients come back in the logits' type.
+    Labels `(batch,)` of logits `(batch, 1)` become `(batch, 1)`, as Keras' own losses have it.
     """
     logits = ops.convert_to_tensor(logits)
     if keras.backend.standardize_dtype(logits.dtype) != "float64":
         logits = ops.cast(logits, "float32")
-    return ops.cast(y_true, logits.dtype), logits
+    y_true = ops.cast(y_true, logits.dtype)
+    if len(y_true.shape) + 1 == len(logits.shape) and logits.shape[-1] == 1:
+        y_true = ops.expand_dims(y_true, -1)
+    return y_true, logits
 
 
 def sigmoid(x: Any) -> Any:

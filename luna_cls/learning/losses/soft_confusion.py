@@ -18,7 +18,7 @@ the loss and its gradient are those of the global batch; on JAX a batch is globa
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple
 
 import keras
 from keras import ops
@@ -30,6 +30,7 @@ Score = Literal["accuracy", "fbeta", "gmean", "balanced_accuracy"]
 Prior = Literal["uniform", "raised_cosine"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
+RAMP_EPOCHS = 5
 AMPLIFICATION = 73.0  # Han et al. 2024: it brings the probabilities .4 and .6 within .001 of 0 and 1
 _SMALLEST = 1e-30  # a root of less has no gradient in float32
 
@@ -216,6 +217,9 @@ class AnyLoss(PerBatch):
         ramp_epochs: After so many epochs L is `amplification`; until then it grows by the same factor
             from epoch to epoch.
         **standard: Keras' `reduction`, `name` and `dtype`.
+
+    Raises:
+        ValueError: If there is a parameter that nothing would take.
     """
 
     @validate_call
@@ -225,9 +229,12 @@ class AnyLoss(PerBatch):
         beta: Positive = 1.0,
         amplification: Positive = AMPLIFICATION,
         ramp_from: Positive | None = None,
-        ramp_epochs: Annotated[int, Field(ge=1)] = 5,
+        ramp_epochs: Annotated[int, Field(ge=1)] = RAMP_EPOCHS,
         **standard: Any,
     ) -> None:
+        _refuse_idle_beta(score, beta)
+        if ramp_from is None and ramp_epochs != RAMP_EPOCHS:
+            raise ValueError(f"ramp_epochs needs ramp_from. Received: {ramp_epochs} without.")
         ramp = {"ramp_from": ramp_from, "ramp_epochs": ramp_epochs}
         super().__init__({"score": score, "beta": beta, "amplification": amplification, **ramp}, **standard)
         self._set_to = amplification
@@ -260,7 +267,8 @@ class SOL(PerBatch):
     """`sol` as a Keras loss.
 
     Raises:
-        ValueError: If the raised cosine reaches beyond [0, 1].
+        ValueError: If the raised cosine reaches beyond [0, 1], or there is a parameter that nothing would
+            take.
     """
 
     @validate_call
@@ -273,7 +281,13 @@ class SOL(PerBatch):
         half_width: Annotated[float, Field(gt=0, le=0.5)] = 0.5,
         **standard: Any,
     ) -> None:
-        if prior == "raised_cosine" and not half_width <= center <= 1 - half_width:
+        _refuse_idle_beta(score, beta)
+        if prior == "uniform" and (center, half_width) != (0.5, 0.5):
+            raise ValueError(
+                "center and half_width need the prior 'raised_cosine'. "
+                f"Received: {center} and {half_width} with '{prior}'."
+            )
+        if prior == "raised_cosine" and abs(center - 0.5) + half_width > 0.5 + 1e-9:
             raise ValueError(
                 "center ± half_width must lie in [0, 1], where thresholds are. "
                 f"Received: {center} ± {half_width}."
@@ -285,4 +299,6 @@ class SOL(PerBatch):
         return sol(y_true, logits, **self.parameters, sample_weight=sample_weight)
 
 
-SCORES: tuple[str, ...] = get_args(Score)
+def _refuse_idle_beta(score: str, beta: float) -> None:
+    if beta != 1 and score != "fbeta":
+        raise ValueError(f"beta is of the score 'fbeta'. Received: {beta} with '{score}'.")
