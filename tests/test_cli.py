@@ -5,9 +5,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from luna_cls import __version__
 from luna_cls.cli import app
+from luna_cls.learning.health import TrainingHealth
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = sorted(typer.main.get_command(app).commands)
@@ -143,10 +145,12 @@ def test_wrong_inputs_end_with_1_and_one_line(run_cli, folder, arguments, words)
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--loss", "hinge"], ["Unknown loss 'hinge'", "bce, focal"]),
+        (["--loss", "hinge"], ["Unknown loss 'hinge'", "bce, mse, focal, cefl, cefl2, anyloss, sol"]),
+        (["--loss", "sol", "--set", "loss.gamma=2"], ["sol has no parameter 'gamma'", "score, beta, prior"]),
+        (["--set", "sampling.positives_per_batch=200"], ["positives_per_batch must lie between 1 and 127"]),
         (["--val-folds", "3", "--set", "split.test_folds=[0, 1, 2]"], ["No cube is left for training"]),
     ],
-    ids=["loss", "folds"],
+    ids=["loss", "parameter", "sampling", "folds"],
 )
 def test_wrong_settings_of_training_end_with_1_and_one_line(run_cli, store, tmp_path, options, words):
     """What only the store or the losses can tell is refused as plainly, and no run appears."""
@@ -154,6 +158,24 @@ def test_wrong_settings_of_training_end_with_1_and_one_line(run_cli, store, tmp_
 
     _assert_refused(done, *words)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_training_that_ended_early_ends_with_3(store, tmp_path, monkeypatch):
+    """Status 3, and the run is there, if the training diverged after an epoch that was good."""
+    monkeypatch.setattr(TrainingHealth, "on_train_batch_end", _diverge_in_epoch_2)
+    options = ["--val-folds", "3", *TINY, "--set", "training.epochs=3", "--set", "precision=float32"]
+
+    done = CliRunner().invoke(app, ["train", str(store), str(tmp_path / "run"), *options])
+
+    assert done.exit_code == 3, done.output
+    assert "Warning: The loss became nan in epoch 2" in " ".join(done.output.split())
+    assert len((tmp_path / "run" / "history.csv").read_text().splitlines()) == 1 + 2
+
+
+def _diverge_in_epoch_2(health, batch, logs=None):
+    if health._epoch == 2:
+        health.restore(f"The loss became nan in epoch 2, step {batch + 1}")
 
 
 @pytest.mark.slow
