@@ -219,7 +219,12 @@ def evaluate(
 @_command
 def predict(
     model: Annotated[Path, typer.Argument(help="The model.keras of a run.")],
-    scans: Annotated[list[Path], typer.Argument(help="Scan files, or folders to search.")],
+    scans: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Scan files (.mhd, .mha, .nrrd, .nii.gz, ...), or folders to search for these and DICOM series."
+        ),
+    ],
     candidates: Annotated[Path, typer.Option(help="CSV: seriesuid,coordX,coordY,coordZ.")],
     out: Annotated[Path, typer.Option(help="The folder to make.")],
     force: Force = False,

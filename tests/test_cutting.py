@@ -156,7 +156,7 @@ def test_real_cubes_are_those_of_simpleitk(real_data):
     """All 157 candidates of two real scans are cut within 1 HU of SimpleITK."""
     candidates = pd.read_csv(real_data / "lidc" / "candidates_V2.csv", dtype={"seriesuid": str})
     count = 0
-    for path in find_scans([real_data / "lidc"]):
+    for path, _ in find_scans([real_data / "lidc"]):
         volume = read_volume(path)
         centers = candidates.loc[candidates["seriesuid"] == volume.series_uid, ["coordX", "coordY", "coordZ"]]
         _assert_cut_as_simpleitk(volume, centers.to_numpy(), CubeSpec())

@@ -1,9 +1,11 @@
 import shutil
 
 import keras
+import nibabel
 import numpy as np
 import pandas as pd
 import pytest
+import SimpleITK as sitk
 
 from luna_cls.cubes.store import prepare
 from luna_cls.errors import InputError
@@ -11,6 +13,7 @@ from luna_cls.inference.predictor import predict
 from luna_cls.learning import models
 from luna_cls.learning.training import train
 from luna_cls.scans.luna16 import LunaTree
+from luna_cls.scans.volume import read_volume
 from luna_cls.settings import load_settings
 
 POINT = ["seriesuid", "coordX", "coordY", "coordZ"]
@@ -99,6 +102,26 @@ def test_predictions_are_those_of_training(predicted, run):
 
     assert len(both) == 10
     np.testing.assert_allclose(both["logit"], both["logit_trained"], rtol=1e-5, atol=1e-6)
+
+
+def test_scans_of_any_format_give_the_same_findings(predicted, run, small_tree, tmp_path):
+    """Two scans as NIfTI and NRRD beside two as they are: each logit is the same to 0.001."""
+    first, second, *rest = sorted(small_tree.rglob("*.mhd"))
+    volume = read_volume(first)
+    affine = np.eye(4)
+    affine[:3, :3] = volume.grid.direction * volume.grid.spacing_xyz_mm
+    affine[:3, 3] = volume.grid.origin_xyz_mm
+    ras = nibabel.Nifti1Image(volume.hu.T, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine)
+    nibabel.save(ras, tmp_path / f"{first.stem}.nii.gz")
+    sitk.WriteImage(sitk.ReadImage(str(second)), str(tmp_path / f"{second.stem}.nrrd"))
+    scans = [tmp_path / f"{first.stem}.nii.gz", tmp_path / f"{second.stem}.nrrd", *rest]
+
+    made = predict(run / "model.keras", scans, small_tree / "candidates_V2.csv", tmp_path / "out")
+
+    both = predicted[0].findings.merge(made.findings, on=POINT, suffixes=("_mhd", ""))
+    assert made.failures.empty
+    assert len(both) == 40
+    np.testing.assert_allclose(both["logit"], both["logit_mhd"], atol=1e-3)
 
 
 def test_files_and_folders_give_the_same(predicted, run, small_tree, tmp_path):

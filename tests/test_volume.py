@@ -80,8 +80,8 @@ def test_a_real_nodule_lies_where_the_annotations_put_it(real_data):
     """At the four real nodule centres the nearest voxel holds -22, 15 and -11 HU, and 91."""
     annotations = pd.read_csv(real_data / "lidc" / "annotations.csv", dtype={"seriesuid": str})
     nearest = {}
-    for path in find_scans([real_data / "lidc"]):
-        volume = read_volume(path)
+    for source in find_scans([real_data / "lidc"]):
+        volume = read_volume(*source)
         nodules = annotations[annotations["seriesuid"] == volume.series_uid]
         places = volume.grid.to_voxel_zyx(nodules[["coordX", "coordY", "coordZ"]].to_numpy())
         nearest[volume.series_uid[-12:]] = volume.hu[tuple(np.rint(places).astype(int).T)].tolist()
@@ -216,7 +216,7 @@ def test_a_missing_file_and_another_format_are_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("no scan")
 
     assert _refusal(tmp_path / "gone.mhd").startswith(f"No scan at {tmp_path / 'gone.mhd'}")
-    assert _refusal(tmp_path).startswith(f"No scan at {tmp_path}")
+    assert _refusal(tmp_path).startswith(f"The folder {tmp_path} holds no CT slices in DICOM")
     assert f"{tmp_path / 'notes.txt'} is not in a format read here" in _refusal(tmp_path / "notes.txt")
 
 
@@ -234,8 +234,9 @@ def test_find_scans_searches_folders_and_keeps_files(write_scan, tmp_path, hu):
     """A folder gives the scans in and below it, sorted; a file stays where it stood; nothing comes twice."""
     a, b, c = (write_scan(tmp_path / place, "s", hu) for place in ("one/a", "one/b", "two"))
 
-    assert find_scans([c, tmp_path / "one"]) == [c, a, b]
-    assert find_scans([b, tmp_path / "one", b]) == [b, a]
+    assert [source.path for source in find_scans([c, tmp_path / "one"])] == [c, a, b]
+    assert [source.path for source in find_scans([b, tmp_path / "one", b])] == [b, a]
+    assert {source.series_uid for source in find_scans([tmp_path])} == {"s"}
 
 
 def test_find_scans_refuses_what_is_not_there(tmp_path):

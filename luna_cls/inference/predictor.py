@@ -21,7 +21,7 @@ from luna_cls.learning import models
 from luna_cls.learning.training import predictions_table
 from luna_cls.processes import available_cores
 from luna_cls.scans.luna16 import read_candidates
-from luna_cls.scans.volume import find_scans, read_volume
+from luna_cls.scans.volume import ScanSource, find_scans, read_volume
 
 BATCH_SIZE = 128
 MAX_READERS = 4  # scans in memory at a time, some 0.3 GB each
@@ -85,10 +85,10 @@ def predict(
         InputError: If an input is missing or wrong, or no candidate is in any of the scans.
     """
     out = Path(out)
-    paths = find_scans(scans)
-    inputs = [Path(model_path), Path(candidates_path), *paths]
+    sources = find_scans(scans)
+    inputs = [Path(model_path), Path(candidates_path), *(source.path for source in sources)]
     require_new(out, force=force, sign="failures.csv", inputs=inputs)
-    uids = [path.stem for path in paths]
+    uids = [source.series_uid for source in sources]
     uid, count = Counter(uids).most_common(1)[0]
     if count > 1:
         raise InputError(f"{count} of the scan files are called {uid}. Name each scan once.")
@@ -105,14 +105,14 @@ def predict(
     read: list[_CutScan] = []
 
     def cubes_of_scans() -> Iterator[Cubes]:
-        for done, scan in enumerate(_cut_ahead(paths, candidates, spec)):
+        for done, scan in enumerate(_cut_ahead(sources, candidates, spec)):
             if on_progress:
-                on_progress(done, len(paths))
+                on_progress(done, len(sources))
             read.append(replace(scan, cubes=None))
             if scan.cubes is not None:
                 yield scan.cubes
         if on_progress:
-            on_progress(len(paths), len(paths))
+            on_progress(len(sources), len(sources))
 
     logits = _score(model, cubes_of_scans(), spec)
     failures = [failure for scan in read for failure in scan.failures]
@@ -129,7 +129,7 @@ def predict(
     result = Prediction(
         findings.drop(columns="order"),
         pd.DataFrame(failures, columns=list(FAILURE_COLUMNS)).astype({"row": "Int64"}),
-        len(paths) - unread,
+        len(sources) - unread,
     )
     with whole_folder(out) as folder:
         write_csv(folder / "failures.csv", result.failures)
@@ -156,25 +156,26 @@ def _score(model: keras.Model, arrays: Iterable[Cubes], spec: CubeSpec) -> NDArr
     return np.concatenate(logits).reshape(-1).astype(np.float64) if logits else np.empty(0)
 
 
-def _cut_ahead(paths: list[Path], candidates: pd.DataFrame, spec: CubeSpec) -> Iterator[_CutScan]:
+def _cut_ahead(sources: list[ScanSource], candidates: pd.DataFrame, spec: CubeSpec) -> Iterator[_CutScan]:
     """Cuts scan after scan, in order, the next few while the caller scores the last."""
     rows_of = candidates.groupby("seriesuid").indices
     readers = min(MAX_READERS, available_cores())
     with ThreadPoolExecutor(readers) as pool:
         ahead: deque[Future[_CutScan]] = deque()
-        for path in paths:
+        for source in sources:
             if len(ahead) == readers:
                 yield ahead.popleft().result()
-            ahead.append(pool.submit(_cut_scan, path, candidates.iloc[rows_of.get(path.stem, [])], spec))
+            own = candidates.iloc[rows_of.get(source.series_uid, [])]
+            ahead.append(pool.submit(_cut_scan, source, own, spec))
         while ahead:
             yield ahead.popleft().result()
 
 
-def _cut_scan(path: Path, own: pd.DataFrame, spec: CubeSpec) -> _CutScan:
+def _cut_scan(source: ScanSource, own: pd.DataFrame, spec: CubeSpec) -> _CutScan:
     """Reads a scan and cuts its own candidates."""
-    uid = path.stem
+    uid = source.series_uid
     try:
-        volume = read_volume(path)
+        volume = read_volume(*source)
         points = own[COORDINATES].to_numpy()
         inside = volume.grid.contains(points)
         cubes = cut_cubes(volume, points[inside], spec)

@@ -1,0 +1,79 @@
+"""Reading through SimpleITK, and what all readers give back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import ArrayLike, NDArray
+
+from luna_cls.errors import InputError
+from luna_cls.scans.grid import Grid
+
+MOST_DEFLATED = 1032  # zlib makes no bytes from fewer than their 1032nd part
+SLACK_BYTES = 4096
+
+
+class Voxels(NamedTuple):
+    """A scan as its file has it.
+
+    Args:
+        values: Array `(z, y, x)` of any number type.
+        grid: Where they are.
+    """
+
+    values: NDArray[Any]
+    grid: Grid
+
+
+def read_image(path: Path, image_io: str) -> Voxels:
+    """Reads one volume with the named reader of ITK.
+
+    Raises:
+        InputError: If ITK cannot, or it is not 3-D, or has several values a voxel.
+    """
+    try:
+        image = sitk.ReadImage(str(path), imageIO=image_io)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].removeprefix("Reason: ")
+        raise InputError(
+            f"{path} cannot be read as {image_io.removesuffix('ImageIO')}: {reason}. Fetch the scan again."
+        ) from error
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+        raise InputError(
+            f"{path} must hold one 3-D volume of single values. Received: {image.GetDimension()} axes, "
+            f"{image.GetNumberOfComponentsPerPixel()} values a voxel."
+        )
+    values = sitk.GetArrayFromImage(image)
+    direction = np.reshape(image.GetDirection(), (3, 3))
+    return Voxels(values, grid_of(path, values.shape, image.GetSpacing(), image.GetOrigin(), direction))
+
+
+def grid_of(path: Path, *arguments: ArrayLike) -> Grid:
+    """A `Grid` of its arguments, whose refusal names the file."""
+    try:
+        return Grid(*arguments)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def check_size(path: Path, needed: int | None, there: int, *, is_compressed: bool) -> None:
+    """Refuses data that are too few for the volume that a header announces, before memory is taken.
+
+    Args:
+        path: The file that holds the data.
+        needed: Bytes of the volume, unpacked; None where the header does not say.
+        there: Bytes of the data in the file.
+        is_compressed: Whether they are packed with zlib.
+
+    Raises:
+        InputError: If they cannot be all.
+    """
+    most = there * MOST_DEFLATED + SLACK_BYTES if is_compressed else there
+    if needed is not None and most < needed:
+        unpacked = " unpacked" if is_compressed else ""
+        raise InputError(
+            f"{path} is truncated: {there} bytes of {needed}{unpacked} are there. Fetch the scan again."
+        )
