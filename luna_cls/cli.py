@@ -221,9 +221,7 @@ def predict(
     model: Annotated[Path, typer.Argument(help="The model.keras of a run.")],
     scans: Annotated[
         list[Path],
-        typer.Argument(
-            help="Scan files (.mhd, .mha, .nrrd, .nii.gz, ...), or folders to search for these and DICOM series."
-        ),
+        typer.Argument(help="Scan files (.mhd, .nrrd, .nii.gz, ...), or folders of these or of DICOM."),
     ],
     candidates: Annotated[Path, typer.Option(help="CSV: seriesuid,coordX,coordY,coordZ.")],
     out: Annotated[Path, typer.Option(help="The folder to make.")],
