@@ -7,6 +7,7 @@ imported inside its command, so that `--help` answers at once.
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -112,6 +113,38 @@ def phantom(
         write_phantom(out, scans, seed, workers=workers, force=force, progress=on_progress)
     _print_path(out)
     return DONE
+
+
+@_command
+def audit(
+    luna_dir: Annotated[Path, typer.Argument(help="LUNA16: subset0 to subset9, and its CSVs.")],
+    candidates: Annotated[
+        Path | None,
+        typer.Option(help="CSV of labelled points.", show_default="LUNA_DIR's candidates_V2.csv"),
+    ] = None,
+) -> int:
+    """Is this download whole, and what will prepare need? Reads headers and CSVs, no voxels."""
+    from luna_cls.cubes.store import needs
+    from luna_cls.scans.audit import audit as audit_tree
+
+    with _progress("Looking at scans") as on_progress:
+        found = audit_tree(luna_dir, candidates, on_progress)
+    need = needs(list(found.grids.values()), found.num_candidates)
+    _out.print(
+        f"{len(found.grids):,} scans, {found.data_bytes / 1e9:,.1f} GB; {found.num_candidates:,} candidates",
+        soft_wrap=True,
+    )
+    minutes = math.ceil(need.worker_seconds / 60)
+    _out.print(
+        f"prepare will need {need.disk_bytes / 1e9:,.1f} GB of disk, {need.worker_bytes / 1e9:,.1f} GB of "
+        f"memory a worker, and some {minutes:,} minutes of work, divided by the workers",
+        soft_wrap=True,
+    )
+    for note in found.notes:
+        _out.print(f"note: {note}", soft_wrap=True, markup=False)
+    for fault in found.faults:
+        _out.print(f"fault: {fault}", soft_wrap=True, markup=False)
+    return WRONG_INPUT if found.faults else DONE
 
 
 @_command

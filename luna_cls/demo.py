@@ -10,7 +10,7 @@ from typing import Any
 
 from luna_cls.cubes.store import prepare
 from luna_cls.files import clear, require_new, write_text
-from luna_cls.scans.luna16 import LunaTree
+from luna_cls.scans.luna16 import LunaTree, find_csv
 from luna_cls.scans.phantom import write_phantom
 from luna_cls.settings import load_settings
 from luna_cls.startup import load_tensorflow_quietly
@@ -76,13 +76,13 @@ def run(out: Path, *, force: bool, say: Callable[[str], None], progress: Progres
         predict(
             paths["run"] / "model.keras",
             [tree.scan_paths[uid] for uid in test_uids],
-            tree.find_csv("candidates_V2.csv"),
+            find_csv(tree.root, "candidates_V2.csv"),
             paths["findings"],
             on_progress=on_progress,
         )
     result = evaluate_submission(
         paths["findings"] / "findings.csv",
-        tree.find_csv("annotations.csv"),
+        find_csv(tree.root, "annotations.csv"),
         paths["evaluation"],
         series_uids=paths["findings"] / "seriesuids.csv",
     )

@@ -115,6 +115,24 @@ def read_csv(path: Path, columns: tuple[str, ...], what: str, optional: tuple[st
     return table.reset_index(drop=True)
 
 
+def read_series_uids(path: Path) -> list[str]:
+    """Reads a list of scans, one series UID a line; a header line `seriesuid` is passed over.
+
+    Raises:
+        InputError: If the file is missing, empty or no text.
+    """
+    if not path.is_file():
+        raise InputError(f"No list of scans at {path}. Give a file with one series UID a line.")
+    try:
+        uids = path.read_text(encoding="utf-8").split()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is no text: {error}. Give one series UID a line.") from error
+    uids = [uid for uid in uids if uid != "seriesuid"]
+    if not uids:
+        raise InputError(f"{path} lists no scan. Give one series UID a line.")
+    return uids
+
+
 def sha256(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from luna_cls.errors import InputError
-from luna_cls.scans.luna16 import LunaTree, read_candidates
+from luna_cls.scans.luna16 import LunaTree, find_csv, read_candidates
 
 HEADER = "seriesuid,coordX,coordY,coordZ,class\n"
 FIRST, SECOND = "1.2.3,-12.5,30.25,-100.0,0\n", "1.2.4,7,8,9,1\n"
@@ -78,7 +78,7 @@ def test_csvs_are_found_where_luna16_puts_them(tmp_path, add_scan, folder):
 
     tree = LunaTree.open(tmp_path)
 
-    assert tree.find_csv("candidates_V2.csv") == path
+    assert find_csv(tree.root, "candidates_V2.csv") == path
     assert tree.candidates()["coordX"].tolist() == [-12.5]
 
 

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,11 +22,15 @@ from luna_cls.cubes.folds import assign_folds
 from luna_cls.errors import InputError
 from luna_cls.files import COORDINATES, clear, read_csv, require_new, write_csv, write_json
 from luna_cls.processes import check_workers, run_in_processes
+from luna_cls.scans.grid import Grid
 from luna_cls.scans.luna16 import CANDIDATE_COLUMNS, LunaTree
 from luna_cls.scans.volume import read_volume
 
 FORMAT = 1
 FAILURE_COLUMNS = ("seriesuid", "row", "status", "reason")
+
+_PROGRAM_BYTES = 300_000_000
+_VOXELS_READ_PER_SECOND, _CUBES_CUT_PER_SECOND = 60e6, 5e3
 
 OK, NO_SCAN, UNREADABLE, OUTSIDE = "ok", "no_scan", "unreadable", "outside"
 
@@ -157,6 +161,30 @@ def prepare(
     write_json(work.store / "store.json", _facts(table, spec))
     work.finish(out)
     return CubeStore.open(out)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What `prepare` takes, about."""
+
+    disk_bytes: int
+    worker_bytes: int
+    worker_seconds: float
+
+
+def needs(grids: Sequence[Grid], num_candidates: int, spec: CubeSpec | None = None) -> Needs:
+    """What cutting so many candidates out of such scans takes: disk exactly, memory and time about.
+
+    A worker holds its scan three times while it reads it. The rates are those of one x86 core
+    (`benchmarks/cutting.py`).
+    """
+    voxels = [math.prod(grid.shape_zyx) for grid in grids]
+    cube_bytes = 2 * math.prod((spec or CubeSpec()).shape_zyx)
+    return Needs(
+        num_candidates * cube_bytes,
+        _PROGRAM_BYTES + 3 * 2 * max(voxels, default=0),
+        sum(voxels) / _VOXELS_READ_PER_SECOND + num_candidates / _CUBES_CUT_PER_SECOND,
+    )
 
 
 @dataclass(frozen=True)

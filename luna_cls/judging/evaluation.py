@@ -12,7 +12,15 @@ from scipy.special import expit
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from luna_cls.errors import InputError
-from luna_cls.files import POINT_COLUMNS, read_csv, require_new, whole_folder, write_csv, write_json
+from luna_cls.files import (
+    POINT_COLUMNS,
+    read_csv,
+    read_series_uids,
+    require_new,
+    whole_folder,
+    write_csv,
+    write_json,
+)
 from luna_cls.judging import froc
 
 
@@ -85,24 +93,6 @@ def read_annotations(path: Path, what: str = "annotated nodules") -> pd.DataFram
         InputError: If the file, a column or a cell is wrong.
     """
     return read_csv(path, (*POINT_COLUMNS, "diameter_mm"), what)
-
-
-def read_series_uids(path: Path) -> list[str]:
-    """Reads a list of scans, one series UID a line; a header line `seriesuid` is passed over.
-
-    Raises:
-        InputError: If the file is missing, empty or no text.
-    """
-    if not path.is_file():
-        raise InputError(f"No list of scans at {path}. Give a file with one series UID a line.")
-    try:
-        uids = path.read_text(encoding="utf-8").split()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is no text: {error}. Give one series UID a line.") from error
-    uids = [uid for uid in uids if uid != "seriesuid"]
-    if not uids:
-        raise InputError(f"{path} lists no scan. Give one series UID a line.")
-    return uids
 
 
 def evaluate_submission(

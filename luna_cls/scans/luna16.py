@@ -39,11 +39,9 @@ class LunaTree:
             InputError: If the folder is missing, holds no scan, or holds one UID twice.
         """
         root = Path(root)
-        if not root.is_dir():
-            raise InputError(f"No folder at {root}. Give the folder that holds LUNA16's subset0 to subset9.")
         scan_paths: dict[str, Path] = {}
         subsets: dict[str, int] = {}
-        for path in sorted([*root.glob("*.mhd"), *root.glob("subset*/**/*.mhd")]):
+        for path in scan_files(root):
             uid = path.stem
             if uid in scan_paths:
                 raise InputError(f"Scan {uid} is there twice: {scan_paths[uid]} and {path}. Remove one.")
@@ -51,25 +49,38 @@ class LunaTree:
             subset = re.fullmatch(r"subset(\d)", path.relative_to(root).parts[0])
             if subset:
                 subsets[uid] = int(subset[1])
-        if not scan_paths:
-            raise InputError(f"{root} holds no scan. Expected .mhd files in it or in its subset0 to subset9.")
         return cls(root, scan_paths, subsets)
-
-    def find_csv(self, name: str) -> Path:
-        """Where one of LUNA16's CSVs lies: the root, `CSVFILES` or `evaluationScript/annotations`.
-
-        Raises:
-            InputError: If it is in none of them.
-        """
-        for folder in _CSV_FOLDERS:
-            path = self.root / folder / name
-            if path.is_file():
-                return path
-        raise InputError(f"No {name} in {self.root}, its CSVFILES or its evaluationScript/annotations.")
 
     def candidates(self, path: Path | None = None) -> pd.DataFrame:
         """The labelled candidates of `path`, or of the tree's own `candidates_V2.csv`."""
-        return read_candidates(path or self.find_csv("candidates_V2.csv"))
+        return read_candidates(path or find_csv(self.root, "candidates_V2.csv"))
+
+
+def scan_files(root: Path) -> list[Path]:
+    """The `.mhd` files in `root/subset0..9/`, also one folder deeper, and in `root` itself, sorted.
+
+    Raises:
+        InputError: If the folder is missing or holds none.
+    """
+    if not root.is_dir():
+        raise InputError(f"No folder at {root}. Give the folder that holds LUNA16's subset0 to subset9.")
+    found = sorted([*root.glob("*.mhd"), *root.glob("subset*/**/*.mhd")])
+    if not found:
+        raise InputError(f"{root} holds no scan. Expected .mhd files in it or in its subset0 to subset9.")
+    return found
+
+
+def find_csv(root: Path, name: str) -> Path:
+    """Where one of LUNA16's CSVs lies: the root, `CSVFILES` or `evaluationScript/annotations`.
+
+    Raises:
+        InputError: If it is in none of them.
+    """
+    for folder in _CSV_FOLDERS:
+        path = root / folder / name
+        if path.is_file():
+            return path
+    raise InputError(f"No {name} in {root}, its CSVFILES or its evaluationScript/annotations.")
 
 
 def read_candidates(path: Path, *, labelled: bool = True) -> pd.DataFrame:

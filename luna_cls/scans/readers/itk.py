@@ -34,21 +34,50 @@ def read_image(path: Path, image_io: str) -> Voxels:
     Raises:
         InputError: If ITK cannot, or it is not 3-D, or has several values a voxel.
     """
+    reader = _reader(path, image_io)
+    grid = _grid(path, reader)
     try:
-        image = sitk.ReadImage(str(path), imageIO=image_io)
+        values = sitk.GetArrayFromImage(reader.Execute())
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1].removeprefix("Reason: ")
+        raise _refused(path, image_io, error) from error
+    return Voxels(values, grid)
+
+
+def read_grid(path: Path, image_io: str) -> Grid:
+    """The grid of a volume, from its header alone.
+
+    Raises:
+        InputError: As of `read_image`, as far as the header tells.
+    """
+    return _grid(path, _reader(path, image_io))
+
+
+def _reader(path: Path, image_io: str) -> sitk.ImageFileReader:
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO(image_io)
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise _refused(path, image_io, error) from error
+    return reader
+
+
+def _refused(path: Path, image_io: str, error: RuntimeError) -> InputError:
+    reason = str(error).strip().splitlines()[-1].removeprefix("Reason: ")
+    return InputError(
+        f"{path} cannot be read as {image_io.removesuffix('ImageIO')}: {reason}. Fetch the scan again."
+    )
+
+
+def _grid(path: Path, reader: sitk.ImageFileReader) -> Grid:
+    if reader.GetDimension() != 3 or reader.GetNumberOfComponents() != 1:
         raise InputError(
-            f"{path} cannot be read as {image_io.removesuffix('ImageIO')}: {reason}. Fetch the scan again."
-        ) from error
-    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        raise InputError(
-            f"{path} must hold one 3-D volume of single values. Received: {image.GetDimension()} axes, "
-            f"{image.GetNumberOfComponentsPerPixel()} values a voxel."
+            f"{path} must hold one 3-D volume of single values. Received: {reader.GetDimension()} axes, "
+            f"{reader.GetNumberOfComponents()} values a voxel."
         )
-    values = sitk.GetArrayFromImage(image)
-    direction = np.reshape(image.GetDirection(), (3, 3))
-    return Voxels(values, grid_of(path, values.shape, image.GetSpacing(), image.GetOrigin(), direction))
+    direction = np.reshape(reader.GetDirection(), (3, 3))
+    return grid_of(path, reader.GetSize()[::-1], reader.GetSpacing(), reader.GetOrigin(), direction)
 
 
 def grid_of(path: Path, *arguments: ArrayLike) -> Grid:

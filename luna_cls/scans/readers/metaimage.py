@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from luna_cls.errors import InputError
-from luna_cls.scans.readers.itk import Voxels, check_size, read_image
+from luna_cls.scans.grid import Grid
+from luna_cls.scans.readers.itk import Voxels, check_size, read_grid, read_image
 
 _BYTES_OF_ELEMENT = {
     "MET_CHAR": 1, "MET_UCHAR": 1, "MET_SHORT": 2, "MET_USHORT": 2,
@@ -26,6 +27,29 @@ class _Data(NamedTuple):
 
     path: Path
     start: int
+
+
+class Header(NamedTuple):
+    """What a scan is, from its header alone.
+
+    Args:
+        grid: Where its voxels are.
+        data_bytes: Size of its data on disk.
+    """
+
+    grid: Grid
+    data_bytes: int
+
+
+def inspect(path: Path) -> Header:
+    """Looks at a MetaImage volume without reading its voxels.
+
+    Raises:
+        InputError: If the header makes no sense or names a file elsewhere, or data are missing or short.
+    """
+    header, data = _read_header(path)
+    _check_data(header, data)
+    return Header(read_grid(path, "MetaImageIO"), data.path.stat().st_size)
 
 
 def read(path: Path) -> Voxels:
