@@ -7,9 +7,9 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from directions import FLIPPED_XY, IDENTITY, PERMUTED, TILTED
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from scipy.spatial.transform import Rotation
 
 from luna_cls.errors import InputError
 from luna_cls.scans.volume import READERS, find_scans, read_volume
@@ -17,12 +17,7 @@ from luna_cls.scans.volume import READERS, find_scans, read_volume
 SHAPE_ZYX = (6, 7, 8)
 SPACING_XYZ_MM = (0.7, 0.8, 2.5)
 ORIGIN_XYZ_MM = (-195.0, 12.5, -378.25)
-DIRECTIONS = {
-    "identity": np.eye(3),
-    "flipped": np.diag([-1.0, -1.0, 1.0]),
-    "permuted": np.array([[0.0, 0, 1], [-1, 0, 0], [0, 1, 0]]),
-    "oblique": Rotation.from_euler("xyz", [10, -20, 30], degrees=True).as_matrix(),
-}
+DIRECTIONS = {"aligned": IDENTITY, "flipped": FLIPPED_XY, "permuted": PERMUTED, "oblique": TILTED}
 HU = np.random.default_rng(0).integers(-1000, 2000, SHAPE_ZYX).astype(np.int16)
 
 
