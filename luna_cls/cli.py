@@ -256,8 +256,13 @@ def predict(
         list[Path],
         typer.Argument(help="Scan files (.mhd, .nrrd, .nii.gz, ...), or folders of these or of DICOM."),
     ],
-    candidates: Annotated[Path, typer.Option(help="CSV: seriesuid,coordX,coordY,coordZ.")],
     out: Annotated[Path, typer.Option(help="The folder to make.")],
+    candidates: Annotated[
+        Path | None,
+        typer.Option(
+            help="CSV: seriesuid,coordX,coordY,coordZ.", show_default="up to 600 points found in the lungs"
+        ),
+    ] = None,
     force: Force = False,
 ) -> int:
     """Give every candidate in some scans the probability that it is a nodule."""

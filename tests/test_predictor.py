@@ -13,6 +13,8 @@ from luna_cls.inference.predictor import predict
 from luna_cls.learning import models
 from luna_cls.learning.training import train
 from luna_cls.scans.luna16 import LunaTree
+from luna_cls.scans.phantom import write_phantom
+from luna_cls.scans.proposals import propose
 from luna_cls.scans.volume import read_volume
 from luna_cls.settings import load_settings
 
@@ -102,6 +104,30 @@ def test_predictions_are_those_of_training(predicted, run):
 
     assert len(both) == 10
     np.testing.assert_allclose(both["logit"], both["logit_trained"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_without_a_list_points_are_proposed(run, tmp_path, run_cli):
+    """Of a phantom scan up to 600 points in its lungs are scored, each a finding, best first."""
+    tree = write_phantom(tmp_path / "tree", 1, 5, workers=1)
+    (path,) = tree.glob("subset*/*.mhd")
+
+    done = run_cli("predict", run / "model.keras", path, "--out", tmp_path / "out")
+
+    findings = _read(tmp_path / "out" / "findings.csv")
+    proposed = propose(read_volume(path))
+    assert done.returncode == 0, done.stderr
+    assert 100 < len(findings) == len(proposed) <= 600
+    assert findings["logit"].is_monotonic_decreasing
+    assert set(findings["coordX"].round(6)) == set(proposed["coordX"].round(6))
+
+
+def test_a_scan_without_lungs_is_listed(run, small_tree, tmp_path):
+    """Scans of texture hold no lung: if it is so with every one, the reason is told."""
+    with pytest.raises(
+        InputError, match=r"Not one candidate could be scored.* No lung was found in the scan"
+    ):
+        predict(run / "model.keras", [small_tree], None, tmp_path / "out")
 
 
 def test_scans_of_any_format_give_the_same_findings(predicted, run, small_tree, tmp_path):

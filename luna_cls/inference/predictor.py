@@ -16,17 +16,20 @@ from numpy.typing import NDArray
 from luna_cls.cubes.cutting import CubeSpec, cut_cubes
 from luna_cls.cubes.store import FAILURE_COLUMNS, OUTSIDE, UNREADABLE
 from luna_cls.errors import InputError
-from luna_cls.files import COORDINATES, require_new, whole_folder, write_csv, write_text
+from luna_cls.files import COORDINATES, POINT_COLUMNS, require_new, whole_folder, write_csv, write_text
 from luna_cls.learning import models
 from luna_cls.learning.training import predictions_table
 from luna_cls.processes import available_cores
 from luna_cls.scans.luna16 import read_candidates
+from luna_cls.scans.proposals import propose
 from luna_cls.scans.volume import ScanSource, find_scans, read_volume
 
 BATCH_SIZE = 128
 MAX_READERS = 4  # scans in memory at a time, some 0.3 GB each
 
 Cubes = NDArray[np.int16]  # (n, z, y, x), HU
+_NO_POINTS = pd.DataFrame(columns=list(POINT_COLUMNS)).astype(dict.fromkeys(COORDINATES, float))
+
 Failure = tuple[str, int | None, str, str]  # FAILURE_COLUMNS
 
 
@@ -59,7 +62,7 @@ class _CutScan:
 def predict(
     model_path: str | Path,
     scans: Iterable[str | Path],
-    candidates_path: str | Path,
+    candidates_path: str | Path | None,
     out: str | Path,
     *,
     force: bool = False,
@@ -76,7 +79,8 @@ def predict(
     Args:
         model_path: A `.keras` file of a run.
         scans: Scan files, or folders to search.
-        candidates_path: A CSV with `seriesuid, coordX, coordY, coordZ`, perhaps `class`.
+        candidates_path: A CSV with `seriesuid, coordX, coordY, coordZ`, perhaps `class`; None to propose
+            points in the lungs of each scan (`scans.proposals`).
         out: The folder to make.
         force: Replace it if it exists.
         on_progress: Called with the number of scans done and of all scans.
@@ -86,15 +90,15 @@ def predict(
     """
     out = Path(out)
     sources = find_scans(scans)
-    inputs = [Path(model_path), Path(candidates_path), *(source.path for source in sources)]
+    given = [model_path] if candidates_path is None else [model_path, candidates_path]
+    inputs = [*map(Path, given), *(source.path for source in sources)]
     require_new(out, force=force, sign="failures.csv", inputs=inputs)
     uids = [source.series_uid for source in sources]
     uid, count = Counter(uids).most_common(1)[0]
     if count > 1:
         raise InputError(f"{count} of the scan files are called {uid}. Name each scan once.")
-    candidates = read_candidates(Path(candidates_path), labelled=False)
-    in_scans = candidates["seriesuid"].isin(uids)
-    if not in_scans.any():
+    candidates = None if candidates_path is None else read_candidates(Path(candidates_path), labelled=False)
+    if candidates is not None and not candidates["seriesuid"].isin(uids).any():
         raise InputError(
             f"No candidate in {candidates_path} belongs to a scan given. Received: scans "
             f"{uids[0]}, ...; candidates of {candidates['seriesuid'].iloc[0]}, ..."
@@ -156,31 +160,36 @@ def _score(model: keras.Model, arrays: Iterable[Cubes], spec: CubeSpec) -> NDArr
     return np.concatenate(logits).reshape(-1).astype(np.float64) if logits else np.empty(0)
 
 
-def _cut_ahead(sources: list[ScanSource], candidates: pd.DataFrame, spec: CubeSpec) -> Iterator[_CutScan]:
+def _cut_ahead(
+    sources: list[ScanSource], candidates: pd.DataFrame | None, spec: CubeSpec
+) -> Iterator[_CutScan]:
     """Cuts scan after scan, in order, the next few while the caller scores the last."""
-    rows_of = candidates.groupby("seriesuid").indices
+    rows_of = {} if candidates is None else candidates.groupby("seriesuid").indices
     readers = min(MAX_READERS, available_cores())
     with ThreadPoolExecutor(readers) as pool:
         ahead: deque[Future[_CutScan]] = deque()
         for source in sources:
             if len(ahead) == readers:
                 yield ahead.popleft().result()
-            own = candidates.iloc[rows_of.get(source.series_uid, [])]
+            own = None if candidates is None else candidates.iloc[rows_of.get(source.series_uid, [])]
             ahead.append(pool.submit(_cut_scan, source, own, spec))
         while ahead:
             yield ahead.popleft().result()
 
 
-def _cut_scan(source: ScanSource, own: pd.DataFrame, spec: CubeSpec) -> _CutScan:
-    """Reads a scan and cuts its own candidates."""
+def _cut_scan(source: ScanSource, own: pd.DataFrame | None, spec: CubeSpec) -> _CutScan:
+    """Reads a scan and cuts its own candidates, or proposes some if there is no list of them."""
     uid = source.series_uid
     try:
         volume = read_volume(*source)
+        if own is None:
+            own = propose(volume)[list(POINT_COLUMNS)]
         points = own[COORDINATES].to_numpy()
         inside = volume.grid.contains(points)
         cubes = cut_cubes(volume, points[inside], spec)
     except (InputError, OSError, MemoryError) as error:
-        return _CutScan(own[:0], None, [(uid, None, UNREADABLE, str(error))])
+        none = _NO_POINTS if own is None else own[:0]
+        return _CutScan(none, None, [(uid, None, UNREADABLE, str(error))])
     outside: list[Failure] = [
         (uid, int(row), OUTSIDE, f"The point {point.tolist()} mm lies outside the scan.")
         for row, point in zip(own.index[~inside], points[~inside], strict=True)
