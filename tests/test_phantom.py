@@ -14,6 +14,7 @@ from luna_cls.scans.phantom.lattice import Canvas, Lattice
 from luna_cls.scans.phantom.nodules import HU_RANGES, SITE_SHARES, draw_diameter_mm
 from luna_cls.scans.phantom.scan import LEFT_LUNG, RIGHT_LUNG, make_scan, series_uid
 from luna_cls.scans.phantom.strokes import Brush
+from luna_cls.scans.readers import metaimage
 from luna_cls.scans.volume import read_volume
 
 # 45 slices of 3 mm hold half a chest; such a scan takes a third of a full one's time.
@@ -128,11 +129,11 @@ def test_a_mask_lies_on_its_scan(tree, scans):
     """A mask has its scan's grid, and no labels but 0, 3 and 4."""
     made = scans[0]
 
-    mask = read_volume(tree / "seg-lungs-LUNA16" / f"{made.volume.series_uid}.mhd")
+    mask = metaimage.read(tree / "seg-lungs-LUNA16" / f"{made.volume.series_uid}.mhd")
 
-    np.testing.assert_array_equal(mask.hu, made.lungs)
+    np.testing.assert_array_equal(mask.values, made.lungs)
     np.testing.assert_allclose(mask.grid.origin_xyz_mm, made.volume.grid.origin_xyz_mm)
-    assert set(np.unique(mask.hu)) == {0, 3, 4}
+    assert set(np.unique(mask.values)) == {0, 3, 4}
 
 
 def test_uids_are_valid_dicom_and_stay():
