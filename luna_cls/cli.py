@@ -131,19 +131,17 @@ def audit(
         found = audit_tree(luna_dir, candidates, on_progress)
     need = needs(list(found.grids.values()), found.num_candidates)
     _out.print(
-        f"{len(found.grids):,} scans, {found.data_bytes / 1e9:,.1f} GB; {found.num_candidates:,} candidates",
-        soft_wrap=True,
+        f"{len(found.grids):,} scans, {found.data_bytes / 1e9:,.1f} GB; {found.num_candidates:,} candidates"
     )
     minutes = math.ceil(need.worker_seconds / 60)
     _out.print(
         f"prepare will need {need.disk_bytes / 1e9:,.1f} GB of disk, {need.worker_bytes / 1e9:,.1f} GB of "
-        f"memory a worker, and some {minutes:,} minutes of work, divided by the workers",
-        soft_wrap=True,
+        f"memory a worker, and some {minutes:,} minutes of work, divided by the workers"
     )
     for note in found.notes:
-        _out.print(f"note: {note}", soft_wrap=True, markup=False)
+        _out.print(f"note: {note}", markup=False)
     for fault in found.faults:
-        _out.print(f"fault: {fault}", soft_wrap=True, markup=False)
+        _out.print(f"fault: {fault}", markup=False)
     return WRONG_INPUT if found.faults else DONE
 
 

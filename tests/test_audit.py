@@ -41,7 +41,7 @@ def test_a_sound_tree_has_no_fault(tree):
     assert sorted(found.grids) == UIDS
     assert found.num_candidates == 40
     assert found.data_bytes == sum(path.stat().st_size for path in tree.glob("subset*/*raw"))
-    assert found.largest_scan_bytes == 2 * 40 * 48 * 56
+    assert {grid.shape_zyx for grid in found.grids.values()} == {(40, 48, 56)}
 
 
 @pytest.mark.real_data

@@ -66,8 +66,7 @@ class Plan:
                 f"sampling.positives_per_batch must lie between 1 and {self.batch_size - 1}, "
                 f"one less than the batch. Received: {k}."
             )
-        least = 1 / (self.batch_size - 1) if self.batch_size > 1 else 1.0
-        if ratio is not None and not least <= ratio <= len(self.negatives):
+        if ratio is not None and not (least := 1 / (self.batch_size - 1)) <= ratio <= len(self.negatives):
             raise InputError(
                 f"sampling.negatives_per_positive must lie between {least:.3g}, where a batch holds one "
                 f"look-alike, and {len(self.negatives)}, all there are. Received: {ratio}."

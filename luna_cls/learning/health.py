@@ -158,17 +158,16 @@ def _reason(history: Sequence[Logs], course: Course) -> Found:
 
 
 def _threshold_advice(logs: Logs, course: Course) -> str:
-    is_natural = not course.is_of_batch and (course.corrects_prior or not course.favours_nodules)
+    is_skewed = course.favours_nodules and not course.corrects_prior
+    passing, instead = "hardly any probability passes 1/2", "move the threshold"
     if logs["val_tp"] + logs["val_fp"] > logs["val_tn"] + logs["val_fn"]:
-        passing, instead = "most probabilities pass 1/2", "move the threshold"
-        if course.favours_nodules and not course.corrects_prior and not course.is_of_batch:
+        passing = "most probabilities pass 1/2"
+        if is_skewed and not course.is_of_batch:
             instead = "set sampling.correct_prior, or favour nodules less"
-    else:
-        passing, instead = "hardly any probability passes 1/2", "move the threshold"
-        if is_natural:
-            passing = f"at 1 in {course.one_in:.0f}, {passing}"
-            if not course.favours_nodules:
-                instead = "set sampling.positives_per_batch"
+    elif not is_skewed and not course.is_of_batch:
+        passing = f"at 1 in {course.one_in:.0f}, {passing}"
+        if not course.favours_nodules:
+            instead = "set sampling.positives_per_batch"
     return f"{passing}. Judge by average precision and FROC, or {instead}."
 
 

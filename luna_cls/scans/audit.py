@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from scipy.spatial import cKDTree
 
@@ -43,11 +42,6 @@ class Audit:
     num_candidates: int = 0
     data_bytes: int = 0
 
-    @property
-    def largest_scan_bytes(self) -> int:
-        """Of the largest scan in memory, as int16."""
-        return max((2 * int(np.prod(grid.shape_zyx)) for grid in self.grids.values()), default=0)
-
 
 def audit(
     root: str | Path,
@@ -70,12 +64,11 @@ def audit(
     root = Path(root)
     files = scan_files(root)
     found = Audit()
-    paths = _scans(root, files, found, on_progress)
+    known = _scans(root, files, found, on_progress)
     listed = _table(root, "seriesuids.csv", None, found)
     points = _table(root, "candidates_V2.csv", CANDIDATE_COLUMNS, found, given=candidates)
     nodules = _table(root, "annotations.csv", (*POINT_COLUMNS, "diameter_mm"), found)
     excluded = _table(root, "annotations_excluded.csv", (*POINT_COLUMNS, "diameter_mm"), found)
-    known = set(paths)
     for name, table in (
         ("seriesuids.csv", listed),
         (candidates.name if candidates else "candidates_V2.csv", points),
@@ -97,20 +90,20 @@ def audit(
 
 def _scans(
     root: Path, files: list[Path], found: Audit, on_progress: Callable[[int, int], None] | None
-) -> dict[str, Path]:
-    """The scan of every UID; looks at each header and the size of its data."""
-    paths: dict[str, Path] = {}
-    doubled: dict[str, list[Path]] = defaultdict(list)
-    subsets: dict[str, int] = defaultdict(int)
+) -> set[str]:
+    """The UIDs of all scans; looks at each header and the size of its data."""
+    known: set[str] = set()
+    doubled: set[str] = set()
+    subsets: Counter[str] = Counter()
     for done, path in enumerate(files):
         if on_progress:
             on_progress(done, len(files))
         uid, folder = path.stem, path.relative_to(root).parts[0]
         subsets[folder if folder.startswith("subset") else ""] += 1
-        if uid in paths:
-            doubled[uid].append(path)
+        if uid in known:
+            doubled.add(uid)
             continue
-        paths[uid] = path
+        known.add(uid)
         try:
             header = metaimage.inspect(path)
         except (InputError, OSError) as error:
@@ -126,7 +119,7 @@ def _scans(
         found.notes.append(f"{subsets['']} scans lie in no subset: give folds by hand.")
     elif missing:
         found.notes.append(f"Of LUNA16's ten subsets {', '.join(missing)} are not there, or empty.")
-    return paths
+    return known
 
 
 def _table(

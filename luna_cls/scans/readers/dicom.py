@@ -18,7 +18,6 @@ _SAME_PLACE_MM = 0.01
 _UNEVEN = 0.02  # steps of 2 % more or less are rounding
 _TILT_DEGREES = 0.1
 
-
 _CT_STORAGE = (b"1.2.840.10008.5.1.4.1.1.2", b"1.2.840.10008.5.1.4.1.1.2.1")
 _MEDIA_STORAGE_TAG = b"\x02\x00\x02\x00UI"  # in the file's own group, always explicit and little endian
 _OWN_GROUP_BYTES = 1024

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import SimpleITK as sitk
@@ -86,6 +86,37 @@ def grid_of(path: Path, *arguments: ArrayLike) -> Grid:
         return Grid(*arguments)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+
+
+def data_beside(path: Path, name: str) -> Path:
+    """The data file that a header names, in the header's folder.
+
+    Raises:
+        InputError: If it is not there.
+    """
+    data = path.with_name(name)
+    if not data.is_file():
+        raise InputError(f"{path}: its data file {name} is missing. Fetch the scan again.")
+    return data
+
+
+def check_unpacked(path: Path, checksum: int, at: int, byteorder: Literal["little", "big"]) -> None:
+    """Refuses compressed data that did not unpack whole: ITK then hands out whatever the memory held.
+
+    Args:
+        path: The file that holds the data.
+        checksum: Of what they unpacked to.
+        at: Where in the file the four bytes of the right one are.
+        byteorder: Theirs.
+
+    Raises:
+        InputError: If the two differ.
+    """
+    with path.open("rb") as file:
+        file.seek(at)
+        stored = int.from_bytes(file.read(4), byteorder)
+    if checksum != stored:
+        raise InputError(f"{path} is damaged: it does not unpack to what it should. Fetch the scan again.")
 
 
 def check_size(path: Path, needed: int | None, there: int, *, is_compressed: bool) -> None:

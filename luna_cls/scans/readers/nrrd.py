@@ -5,13 +5,9 @@ from __future__ import annotations
 import math
 import zlib
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from luna_cls.errors import InputError
-from luna_cls.scans.readers.itk import Voxels, check_size, read_image
+from luna_cls.scans.readers.itk import Voxels, check_size, check_unpacked, data_beside, read_image
 
 _BYTES_OF_TYPE = {
     "signed char": 1, "int8": 1, "int8_t": 1, "uchar": 1, "unsigned char": 1, "uint8": 1, "uint8_t": 1,
@@ -42,18 +38,17 @@ def read(path: Path) -> Voxels:
     name = header.get("data file", header.get("datafile"))
     data, start = path, length
     if name is not None:
-        data, start = path.with_name(Path(name).name), 0
         if Path(name).name != name or name.startswith("LIST") or "%" in name:
             raise InputError(f"{path}: 'data file' must name one file beside the header. Received: '{name}'.")
-        if not data.is_file():
-            raise InputError(f"{path}: its data file {name} is missing. Fetch the scan again.")
+        data, start = data_beside(path, name), 0
     is_compressed = header.get("encoding", "") in ("gzip", "gz")
     if is_compressed or header.get("encoding") == "raw":
         there = data.stat().st_size - start
         check_size(data, _unpacked_bytes(header), there, is_compressed=is_compressed)
     volume = read_image(path, "NrrdImageIO")
     if is_compressed and header.get("endian", "little") == "little":
-        _check_unpacked(data, volume.values)
+        # gzip ends in the checksum of what it unpacks to, and its size.
+        check_unpacked(data, zlib.crc32(volume.values.data), data.stat().st_size - 8, "little")
     return volume
 
 
@@ -81,12 +76,3 @@ def _unpacked_bytes(header: dict[str, str]) -> int | None:
         return math.prod(int(n) for n in header["sizes"].split()) * _BYTES_OF_TYPE[header["type"].lower()]
     except (KeyError, ValueError):
         return None
-
-
-def _check_unpacked(data: Path, values: NDArray[Any]) -> None:
-    """Refuses data that did not unpack whole: gzip ends in the checksum of what it unpacks to."""
-    with data.open("rb") as file:
-        file.seek(-8, 2)
-        stored = int.from_bytes(file.read(4), "little")
-    if zlib.crc32(np.ascontiguousarray(values).data) != stored:
-        raise InputError(f"{data} is damaged: it does not unpack to what it should. Fetch the scan again.")
