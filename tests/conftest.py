@@ -126,7 +126,7 @@ def _run_cli(*arguments, timeout=300, **options):
         command,
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=False,
         timeout=timeout,
         **options,

@@ -1,6 +1,7 @@
 """Every format gives the same voxels at the same world points, and one clear line when it is damaged."""
 
 import gzip
+import locale
 import re
 
 import nibabel
@@ -221,7 +222,9 @@ def _write_slice(path, index, pixels, uid=UID, *, step_xyz_mm=None, slope=1, int
     writer.KeepOriginalImageUIDOn()
     writer.SetImageIO("GDCMImageIO")
     writer.SetFileName(str(path))
+    before = locale.setlocale(locale.LC_ALL)
     writer.Execute(image)
+    locale.setlocale(locale.LC_ALL, before)  # GDCM writes in the locale C, and leaves the process in it
 
 
 def _write_series(folder, hu=HU, uid=UID, **options):
@@ -247,6 +250,21 @@ def test_slices_are_stacked_by_their_places_not_their_names(tmp_path):
     _assert_where_it_was(volume, DIRECTIONS["oblique"])
     assert find_scans([tmp_path]) == [(tmp_path / "a", UID), (tmp_path / "damaged", OTHER_UID)]
     assert "4_5.dcm is a damaged CT slice" in _refusal(tmp_path, OTHER_UID)
+
+
+def test_reading_leaves_the_locale_of_the_process_alone(tmp_path):
+    """Text of other processes, decoded after a scan was read or refused, is still UTF-8 where it was."""
+    before = locale.setlocale(locale.LC_ALL)
+    _write_series(tmp_path / "whole")
+    _write_series(tmp_path / "damaged")
+    _cut(tmp_path / "damaged" / "4_5.dcm")
+
+    read_volume(tmp_path / "whole")
+    _refusal(tmp_path / "damaged")
+    for ending in READERS:
+        read_volume(_write(tmp_path / f"1.2.3{ending}"))
+
+    assert locale.setlocale(locale.LC_ALL) == before
 
 
 def test_each_slice_has_its_own_slope_and_intercept(tmp_path):
