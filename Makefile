@@ -1,5 +1,6 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Each makes .venv and installs what it needs;
 # `make test` makes .venv-jax too, and `make test-torch` .venv-torch, where there is no TensorFlow.
+# `make peers` makes .venv-peers, for benchmarks against other tools.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -11,8 +12,9 @@ BACKEND_TESTS := tests/test_losses.py tests/test_soft_confusion.py tests/test_me
 BACKEND_NEEDS := 'keras >= 3.15.1' numpy scipy pandas scikit-learn SimpleITK pydantic tomli-w pytest hypothesis
 jax_NEEDS := 'jax >= 0.5'
 torch_NEEDS := 'torch == 2.13.0'
+peers_NEEDS := $(torch_NEEDS) 'torchio == 1.2.1' 'monai[itk] == 1.6.1'
 
-.PHONY: demo test test-jax test-torch lint clean
+.PHONY: demo test test-jax test-torch peers lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/luna-cls demo --out runs/demo --force
@@ -25,6 +27,8 @@ test: $(VENV)/installed-dev
 test-jax test-torch: test-%: .venv-%/installed
 	KERAS_BACKEND=$* .venv-$*/bin/python -m pytest $(BACKEND_TESTS)
 
+peers: .venv-peers/installed
+
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
@@ -32,7 +36,7 @@ lint: $(VENV)/installed-dev
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf $(VENV) .venv-jax .venv-torch build dist *.egg-info .coverage .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-jax .venv-torch .venv-peers build dist *.egg-info .coverage .pytest_cache .mypy_cache .ruff_cache
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -45,7 +49,7 @@ $(VENV)/installed-dev: setup.cfg pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
-.venv-jax/installed .venv-torch/installed: .venv-%/installed: setup.cfg Makefile
+.venv-jax/installed .venv-torch/installed .venv-peers/installed: .venv-%/installed: setup.cfg Makefile
 	$(PYTHON) -m venv .venv-$*
 	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check $(BACKEND_NEEDS) $($*_NEEDS)
 	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .

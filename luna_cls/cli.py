@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, ParamSpec
+from typing import Annotated, Literal, ParamSpec
 
 import typer
 from rich.console import Console
@@ -36,6 +36,8 @@ Params = ParamSpec("Params")
 
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 Workers = Annotated[int | None, typer.Option(help="Worker processes.", show_default="one per core")]
+Margin = Annotated[int, typer.Option(help="Voxels kept around each cube, to shift and turn it within.")]
+CubeType = Annotated[Literal["int16", "uint8"], typer.Option(help="int16: HU. uint8: half the room.")]
 
 
 def _command(function: Callable[Params, int]) -> Callable[Params, None]:
@@ -50,6 +52,8 @@ def _command(function: Callable[Params, int]) -> Callable[Params, None]:
         except OSError as error:
             where = f" ({error.filename})" if error.filename else ""
             status = _say_wrong(f"{error.strerror or error}{where}. Check the path, its rights and the disk.")
+        except MemoryError:
+            status = _say_wrong("Out of memory. Run the same command again with fewer --workers.")
         except KeyboardInterrupt:
             _err.print("Interrupted.")
             status = INTERRUPTED
@@ -122,14 +126,18 @@ def audit(
         Path | None,
         typer.Option(help="CSV of labelled points.", show_default="LUNA_DIR's candidates_V2.csv"),
     ] = None,
+    margin: Margin = 0,
+    dtype: CubeType = "int16",
 ) -> int:
     """Is this download whole, and what will prepare need? Reads headers and CSVs, no voxels."""
-    from luna_cls.cubes.store import needs
+    from luna_cls.cubes.preparation import needs
+    from luna_cls.cubes.store import CubeFormat
     from luna_cls.scans.audit import audit as audit_tree
 
+    stored = CubeFormat(margin_vox=margin, dtype=dtype)
     with _progress("Looking at scans") as on_progress:
         found = audit_tree(luna_dir, candidates, on_progress)
-    need = needs(list(found.grids.values()), found.num_candidates)
+    need = needs(list(found.grids.values()), found.num_candidates, stored)
     _out.print(
         f"{len(found.grids):,} scans, {found.data_bytes / 1e9:,.1f} GB; {found.num_candidates:,} candidates"
     )
@@ -147,25 +155,40 @@ def audit(
 
 @_command
 def prepare(
-    luna_dir: Annotated[Path, typer.Argument(help="LUNA16: subset0 to subset9, or .mhd files.")],
+    luna_dir: Annotated[Path, typer.Argument(help="LUNA16: subset0 to subset9; or any folder of scans.")],
     store: Annotated[Path, typer.Argument(help="The cube store to make.")],
     candidates: Annotated[
         Path | None,
         typer.Option(help="CSV of labelled points.", show_default="LUNA_DIR's candidates_V2.csv"),
     ] = None,
+    margin: Margin = 0,
+    dtype: CubeType = "int16",
     workers: Workers = None,
+    dask: Annotated[
+        str | None, typer.Option(help="A Dask scheduler, as tcp://HOST:8786, whose workers do the work.")
+    ] = None,
     force: Force = False,
 ) -> int:
     """Cut a 31 mm cube around every candidate. Interrupted, the same command goes on."""
-    from luna_cls.cubes.store import OK
-    from luna_cls.cubes.store import prepare as prepare_store
+    from luna_cls.cubes.preparation import prepare as prepare_store
+    from luna_cls.cubes.store import OK, CubeFormat
     from luna_cls.scans.luna16 import LunaTree
 
     tree = LunaTree.open(luna_dir)
     points = tree.candidates(candidates)
     try:
         with _progress("Cutting cubes") as on_progress:
-            made = prepare_store(tree, points, store, workers=workers, force=force, on_progress=on_progress)
+            made = prepare_store(
+                tree,
+                points,
+                store,
+                CubeFormat(margin_vox=margin, dtype=dtype),
+                workers=workers,
+                dask=dask,
+                force=force,
+                on_progress=on_progress,
+                say=_say,
+            )
     except KeyboardInterrupt:
         _say("The same command goes on with the scans that are not done yet.")
         raise

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from luna_cls.cubes.store import prepare
+from luna_cls.cubes.preparation import prepare
 from luna_cls.files import clear, require_new, write_text
 from luna_cls.scans.luna16 import LunaTree, find_csv
 from luna_cls.scans.phantom import write_phantom

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import math
@@ -10,7 +11,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pandas as pd
 
@@ -133,10 +134,24 @@ def read_series_uids(path: Path) -> list[str]:
     return uids
 
 
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256(*paths: Path) -> str:
+    """The SHA-256 of the bytes of some files, one after the other, in hexadecimal."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    return digest.hexdigest()
+
+
+@contextmanager
+def locked(file: IO[bytes]) -> Iterator[None]:
+    """Keeps others who ask for the same, on this machine or another, from writing to a file in the block."""
+    fcntl.lockf(file, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        file.flush()
+        fcntl.lockf(file, fcntl.LOCK_UN)
 
 
 def require_new(path: Path, *, force: bool, sign: str, inputs: Iterable[Path] = ()) -> None:

@@ -1,4 +1,4 @@
-"""Runs one function over many jobs in worker processes that never outlive their parent."""
+"""Runs one function over many jobs: in worker processes that never outlive their parent, or on a cluster."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import CancelledError, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TypeVar
 
 from luna_cls.errors import InputError
@@ -67,6 +68,71 @@ def run_in_processes(
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def run_on_cluster(
+    function: Callable[[Job], Result], jobs: Sequence[Job], address: str, folders: Sequence[Path] = ()
+) -> Generator[Result, None, None]:
+    """Yields the result of every job as it is done, in any order, by the workers of a Dask cluster.
+
+    A job whose worker is lost goes to another worker. However this ends, no further job is begun.
+
+    Args:
+        function: A module-level function of one job; done twice, it must leave what it leaves once.
+        jobs: What to call it with; each must pickle.
+        address: The scheduler's, as `tcp://host:8786`.
+        folders: What every worker must see.
+
+    Raises:
+        InputError: If Dask is not installed, no scheduler answers or none has workers, a worker does not see
+            a folder or cannot run the function, or too many workers are lost.
+    """
+    try:
+        import distributed
+    except ImportError as error:
+        raise InputError("--dask needs Dask: pip install 'luna_cls[cluster]'.") from error
+    try:
+        client = distributed.Client(address, set_as_default=False, timeout="15s")
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        raise InputError(
+            f"No Dask scheduler answers at {address}. Start one (dask scheduler), or correct the address."
+        ) from error
+    with client:
+        try:
+            seen = client.run(_unseen, list(folders))
+        except (ImportError, RuntimeError) as error:
+            raise InputError(
+                f"The workers of {address} cannot run luna_cls: {error}. Install the same version there."
+            ) from error
+        if not seen:
+            raise InputError(f"The scheduler at {address} has no workers. Start some: dask worker {address}")
+        for worker, unseen in seen.items():
+            if unseen:
+                raise InputError(
+                    f"The worker {worker} does not see {unseen[0]}. Use a folder that all share."
+                )
+        futures = client.map(function, jobs, pure=False)
+        try:
+            for future in distributed.as_completed(futures):
+                yield future.result()
+                future.release()
+        except distributed.KilledWorker as error:
+            raise InputError(
+                "Four workers of the cluster were lost over one job, most likely for want of memory. "
+                "Run the same command again on workers with more."
+            ) from error
+        except CancelledError as error:
+            raise InputError(
+                f"The Dask scheduler at {address} was lost. Run the same command again."
+            ) from error
+        finally:
+            with suppress(OSError, CancelledError, TimeoutError):
+                client.cancel(futures, force=True)
+
+
+def _unseen(folders: Sequence[Path]) -> list[str]:
+    """Which of the folders this machine does not see."""
+    return [str(folder) for folder in folders if not folder.is_dir()]
 
 
 @contextmanager

@@ -73,7 +73,7 @@ def small_tree(tmp_path_factory):
 @pytest.fixture(scope="session")
 def small_store(small_tree, tmp_path_factory):
     """The store of the small tree's 40 cubes, made in one go by one process. Never write into it."""
-    from luna_cls.cubes.store import prepare
+    from luna_cls.cubes.preparation import prepare
     from luna_cls.scans.luna16 import LunaTree
 
     tree = LunaTree.open(small_tree)

@@ -7,7 +7,7 @@ from luna_cls.cubes.augmentation import flips, quarter_turns
 from luna_cls.cubes.batches import ordered_batches, training_batches
 from luna_cls.cubes.cutting import CubeSpec
 from luna_cls.cubes.plan import Plan
-from luna_cls.cubes.store import CubeStore
+from luna_cls.cubes.store import CubeFormat, CubeStore
 
 NUM_CUBES, EDGE = 52, 4
 BALANCED = {"positives_per_batch": 3}
@@ -21,7 +21,7 @@ def store(tmp_path_factory):
     voxels = [64 * row + rng.permutation(EDGE**3) for row in range(NUM_CUBES)]
     np.save(folder / "cubes.npy", np.reshape(voxels, (NUM_CUBES, EDGE, EDGE, EDGE)).astype(np.int16))
     table = pd.DataFrame({"seriesuid": "1.2.3", "class": np.arange(NUM_CUBES) % 5 == 0})
-    return CubeStore(folder, CubeSpec(EDGE), table.astype({"class": int}))
+    return CubeStore(folder, CubeFormat(CubeSpec(EDGE)), table.astype({"class": int}))
 
 
 def _plan(store, **options):

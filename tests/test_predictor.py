@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import SimpleITK as sitk
 
-from luna_cls.cubes.store import prepare
+from luna_cls.cubes.preparation import prepare
 from luna_cls.errors import InputError
 from luna_cls.inference.predictor import predict
 from luna_cls.learning import models

@@ -8,13 +8,14 @@ import pandas as pd
 import pytest
 
 from luna_cls.cubes.cutting import CubeSpec, cut_cubes
-from luna_cls.cubes.store import CubeStore, prepare
+from luna_cls.cubes.preparation import prepare
+from luna_cls.cubes.store import CubeFormat, CubeStore
 from luna_cls.errors import InputError
 from luna_cls.scans.luna16 import LunaTree
 from luna_cls.scans.volume import read_volume
 
 COORDINATES = ["coordX", "coordY", "coordZ"]
-FILES = ["candidates.csv", "cubes.npy", "failures.csv", "store.json"]
+FILES = ["candidates.csv", "cubes.npy", "failures.csv", "scans.csv", "store.json"]
 FIRST, THIRD = "1.2.826.0.1", "1.2.826.0.3"  # of the scans of small_tree
 
 
@@ -34,15 +35,16 @@ def _digests(folder):
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
 
-def test_a_store_is_four_files(small_store):
-    """A store holds its facts, its table, its cubes and its failures, and no trace of the making."""
+def test_a_store_is_five_files(small_store):
+    """A store holds its facts, its tables, its cubes and its failures, and no trace of the making."""
     facts = json.loads((small_store.path / "store.json").read_text())
 
     assert sorted(path.name for path in small_store.path.iterdir()) == FILES
     assert not small_store.path.with_name("store.partial").exists()
+    assert len(facts.pop("checksum")) == 64
     assert facts == {
-        "format": 1, "spec": {"size_vox": 31, "spacing_mm": 1.0}, "dtype": "int16", "unit": "HU",
-        "cubes": 40, "nodules": 12, "scans": 4, "rows_without_cube": 0,
+        "format": 2, "spec": {"size_vox": 31, "spacing_mm": 1.0}, "margin_vox": 0,
+        "dtype": "int16", "unit": "HU", "cubes": 40, "nodules": 12, "scans": 4, "rows_without_cube": 0,
     }  # fmt: skip
 
 
@@ -89,7 +91,7 @@ def test_workers_do_not_change_a_byte(small_store, small_tree, tmp_path):
 
 def test_cubes_of_another_size(tree, tmp_path):
     """The spec is kept in the store and read back."""
-    prepare(tree, tree.candidates(), tmp_path / "store", CubeSpec(8, 0.5), workers=1)
+    prepare(tree, tree.candidates(), tmp_path / "store", CubeFormat(CubeSpec(8, 0.5)), workers=1)
 
     store = CubeStore.open(tmp_path / "store")
 
@@ -132,7 +134,7 @@ def test_a_scan_that_is_not_there_is_listed(tree, tmp_path):
     assert store.candidates["status"].tolist() == ["ok"] * 7 + ["no_scan"] + ["ok"] * 32
     assert store.candidates["fold"].between(0, 9).all()
     assert store.failures[["seriesuid", "status"]].to_numpy().tolist() == [["9.9.9", "no_scan"]]
-    assert "9.9.9.mhd" in store.failures["reason"][0]
+    assert "has no scan 9.9.9" in store.failures["reason"][0]
 
 
 def test_a_point_outside_its_scan_is_listed_never_moved(tree, small_store, tmp_path):
@@ -152,7 +154,7 @@ def test_a_point_outside_its_scan_is_listed_never_moved(tree, small_store, tmp_p
 
 def test_a_store_without_a_single_cube_is_refused(tree, tmp_path):
     """If nothing could be cut there is no store, the first reason is told, and nothing is in the way."""
-    with pytest.raises(InputError, match=r"Not one cube could be cut.*9\.9\.9\.mhd"):
+    with pytest.raises(InputError, match=r"Not one cube could be cut.*no scan 9\.9\.9"):
         prepare(tree, tree.candidates().assign(seriesuid="9.9.9"), tmp_path / "store", workers=1)
 
     assert not (tmp_path / "store").exists()
@@ -210,7 +212,7 @@ def _truncate(path: Path):
         lambda folder: (folder / "store.json").unlink(),
         lambda folder: (folder / "store.json").write_text("{"),
         lambda folder: (folder / "store.json").write_text("{}"),
-        lambda folder: _edit_facts(folder, format=2),
+        lambda folder: _edit_facts(folder, format=1),
         lambda folder: _edit_facts(folder, spec={"size_vox": 30, "spacing_mm": 1.0}),
         lambda folder: (folder / "candidates.csv").unlink(),
         lambda folder: (folder / "candidates.csv").write_text("seriesuid,class\n"),

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from luna_cls.cubes.store import prepare
+from luna_cls.cubes.preparation import prepare
 from luna_cls.errors import InputError
 from luna_cls.scans.luna16 import LunaTree
 
@@ -135,7 +135,7 @@ def test_a_stop_in_the_last_instant_does_no_harm(tree, small_store, tmp_path, mo
 
     out = tmp_path / "store"
     with monkeypatch.context() as patch:
-        patch.setattr("luna_cls.cubes.store.shutil.rmtree", stop)
+        patch.setattr("luna_cls.cubes.preparation.shutil.rmtree", stop)
         with pytest.raises(StopError):
             prepare(tree, tree.candidates(), out, workers=1)
     assert _digests(out) == _digests(small_store.path)

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from scipy.spatial.transform import Rotation
 
-from luna_cls.cubes.store import prepare
+from luna_cls.cubes.preparation import prepare
 from luna_cls.scans.grid import Grid
 from luna_cls.scans.luna16 import LunaTree
 

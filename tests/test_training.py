@@ -10,7 +10,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from luna_cls.cubes.cutting import CubeSpec
-from luna_cls.cubes.store import prepare
+from luna_cls.cubes.preparation import prepare
 from luna_cls.errors import InputError
 from luna_cls.files import sha256
 from luna_cls.judging.evaluation import binary_metrics, no_skill_metrics
@@ -116,7 +116,7 @@ def test_its_environment_names_versions_and_data(run, store):
     assert environment["versions"]["keras"] == keras.__version__
     assert environment["dtype_policy"] == "float32"
     assert environment["store"] == {
-        "candidates_sha256": sha256(store.path / "candidates.csv"),
+        "checksum": store.checksum,
         "rows": 40,
     }
 

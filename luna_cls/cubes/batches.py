@@ -67,12 +67,13 @@ def ordered_batches(store: CubeStore, rows: NDArray[np.int64], batch_size: int) 
 def _gatherer(store: CubeStore) -> Callable[[tf.Tensor], tf.Tensor]:
     """A graph function from rows `(n,)` to their cubes; reads the memory map in rising order."""
     cubes, shape = store.cubes, store.spec.shape_zyx
+    inner = (slice(store.format.margin_vox, store.format.margin_vox + store.spec.size_vox),) * 3
 
     def read(rows: NDArray[np.int64]) -> NDArray[np.int16]:
-        rising = np.argsort(rows)
-        batch = np.empty((len(rows), *shape, 1), np.int16)
-        batch[rising] = cubes[rows[rising], ..., None]
-        return batch
+        batch = np.empty((len(rows), *shape), cubes.dtype)
+        for place in np.argsort(rows).tolist():
+            batch[place] = cubes[rows[place]][inner]
+        return store.format.unpack(batch)[..., None]
 
     def gather(rows: tf.Tensor) -> tf.Tensor:
         return tf.ensure_shape(tf.numpy_function(read, [rows], tf.int16), (None, *shape, 1))

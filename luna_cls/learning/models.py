@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import keras
 from pydantic import Field, validate_call
 
+from luna_cls.cubes.store import WINDOW_HU
 from luna_cls.errors import InputError
 from luna_cls.files import written_whole
 from luna_cls.learning.layers import FusedBatchNormalization
@@ -17,8 +18,6 @@ from luna_cls.learning.naming import build
 from luna_cls.learning.precision import bfloat16_is_native
 
 Positive = Annotated[int, Field(ge=1)]
-
-WINDOW_HU = (-1000.0, 400.0)
 
 
 @validate_call

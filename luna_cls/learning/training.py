@@ -27,7 +27,6 @@ from luna_cls.files import (
     POINT_COLUMNS,
     kept_until_done,
     require_new,
-    sha256,
     write_csv,
     write_json,
     write_text,
@@ -304,7 +303,7 @@ def _environment(store: CubeStore, policy: str, plan: Plan) -> dict[str, Any]:
         "backend": backend,
         "dtype_policy": policy,
         "devices": _devices(),
-        "store": {"candidates_sha256": sha256(store.path / "candidates.csv"), "rows": len(store.candidates)},
+        "store": {"checksum": store.checksum, "rows": len(store.candidates)},
         "sampling": {
             "steps_per_epoch": plan.steps,
             "cubes_per_epoch": plan.cubes_per_epoch,

@@ -63,6 +63,8 @@ def audit(
     """
     root = Path(root)
     files = scan_files(root)
+    if not files:
+        raise InputError(f"{root} holds no scan. Expected .mhd files in it or in its subset0 to subset9.")
     found = Audit()
     known = _scans(root, files, found, on_progress)
     listed = _table(root, "seriesuids.csv", None, found)

@@ -11,6 +11,7 @@ import pandas as pd
 
 from luna_cls.errors import InputError
 from luna_cls.files import POINT_COLUMNS, read_csv
+from luna_cls.scans.volume import ScanSource, find_scans
 
 CANDIDATE_COLUMNS = (*POINT_COLUMNS, "class")
 
@@ -19,11 +20,11 @@ _CSV_FOLDERS = (".", "CSVFILES", "evaluationScript/annotations")
 
 @dataclass(frozen=True)
 class LunaTree:
-    """The scans of a LUNA16 download.
+    """The scans of a LUNA16 download, or of any folder.
 
     Args:
-        root: The folder it lies in.
-        scan_paths: The `.mhd` file of every series UID.
+        root: The folder they lie in.
+        scan_paths: The file, or the folder of DICOM slices, of every series UID.
         subsets: Which of the ten subsets a scan is in; a scan that lies flat has no entry.
     """
 
@@ -33,7 +34,9 @@ class LunaTree:
 
     @classmethod
     def open(cls, root: str | Path) -> LunaTree:
-        """Finds the scans in `root/subset0..9/` (also one folder deeper) and in `root` itself.
+        """Finds LUNA16's `.mhd` files in `root/subset0..9/` (also one folder deeper) and in `root` itself.
+
+        Where there is none, scans of every format are looked for in all folders below.
 
         Raises:
             InputError: If the folder is missing, holds no scan, or holds one UID twice.
@@ -41,12 +44,12 @@ class LunaTree:
         root = Path(root)
         scan_paths: dict[str, Path] = {}
         subsets: dict[str, int] = {}
-        for path in scan_files(root):
-            uid = path.stem
+        sources = [ScanSource(path, path.stem) for path in scan_files(root)] or find_scans([root])
+        for path, uid in sources:
             if uid in scan_paths:
                 raise InputError(f"Scan {uid} is there twice: {scan_paths[uid]} and {path}. Remove one.")
             scan_paths[uid] = path
-            subset = re.fullmatch(r"subset(\d)", path.relative_to(root).parts[0])
+            subset = re.fullmatch(r"subset(\d)", path.relative_to(root).parts[0]) if path != root else None
             if subset:
                 subsets[uid] = int(subset[1])
         return cls(root, scan_paths, subsets)
@@ -60,14 +63,11 @@ def scan_files(root: Path) -> list[Path]:
     """The `.mhd` files in `root/subset0..9/`, also one folder deeper, and in `root` itself, sorted.
 
     Raises:
-        InputError: If the folder is missing or holds none.
+        InputError: If there is no such folder.
     """
     if not root.is_dir():
         raise InputError(f"No folder at {root}. Give the folder that holds LUNA16's subset0 to subset9.")
-    found = sorted([*root.glob("*.mhd"), *root.glob("subset*/**/*.mhd")])
-    if not found:
-        raise InputError(f"{root} holds no scan. Expected .mhd files in it or in its subset0 to subset9.")
-    return found
+    return sorted([*root.glob("*.mhd"), *root.glob("subset*/**/*.mhd")])
 
 
 def find_csv(root: Path, name: str) -> Path:

@@ -97,6 +97,22 @@ def read_volume(path: str | Path, series_uid: str | None = None) -> CTVolume:
     return CTVolume(uid, _to_hu(values), grid)
 
 
+def files_of(path: Path, series_uid: str) -> list[Path]:
+    """The files that a scan is read from.
+
+    Args:
+        path: A file of one of `READERS`, or a folder with DICOM slices in or below it.
+        series_uid: The scan's.
+
+    Raises:
+        InputError: If a header names no file beside it.
+    """
+    if path.is_dir():
+        return dicom.files(path, series_uid)
+    parts = {".mhd": metaimage.files, ".nhdr": nrrd.files}.get(_ending(path) or "")
+    return parts(path) if parts else [path]
+
+
 def find_scans(paths: Iterable[str | Path]) -> list[ScanSource]:
     """The scans among `paths`: files as given, folders searched for files of `READERS` and DICOM series.
 

@@ -94,6 +94,11 @@ def read(folder: Path, series_uid: str | None = None) -> tuple[str, Voxels]:
     return uid, Voxels(_pixels(folder, slices), grid)
 
 
+def files(folder: Path, series_uid: str) -> list[Path]:
+    """The files of one CT series in and below a folder."""
+    return [one.path for one in find_series(folder).series.get(series_uid, [])]
+
+
 def is_dicom(path: Path) -> bool:
     """Whether a path is a file that says it is DICOM."""
     if not path.is_file():

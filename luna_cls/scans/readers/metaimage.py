@@ -51,6 +51,15 @@ def inspect(path: Path) -> Header:
     return Header(read_grid(path, "MetaImageIO"), data.path.stat().st_size)
 
 
+def files(path: Path) -> list[Path]:
+    """The files that a MetaImage volume is: the header, and its data where they are apart.
+
+    Raises:
+        InputError: If the header names no file beside it.
+    """
+    return list(dict.fromkeys([path, _read_header(path)[1].path]))
+
+
 def read(path: Path) -> Voxels:
     """Reads a MetaImage volume.
 

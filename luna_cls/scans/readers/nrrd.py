@@ -35,12 +35,8 @@ def read(path: Path) -> Voxels:
             f"{path} does not say where left is: its 'space' must be one of left-posterior-superior, "
             f"right-anterior-superior, left-anterior-superior. Received: '{header.get('space', '')}'."
         )
-    name = header.get("data file", header.get("datafile"))
-    data, start = path, length
-    if name is not None:
-        if Path(name).name != name or name.startswith("LIST") or "%" in name:
-            raise InputError(f"{path}: 'data file' must name one file beside the header. Received: '{name}'.")
-        data, start = data_beside(path, name), 0
+    data = _data_path(path, header)
+    start = length if data == path else 0
     is_compressed = header.get("encoding", "") in ("gzip", "gz")
     if is_compressed or header.get("encoding") == "raw":
         there = data.stat().st_size - start
@@ -50,6 +46,25 @@ def read(path: Path) -> Voxels:
         # gzip ends in the checksum of what it unpacks to, and its size.
         check_unpacked(data, zlib.crc32(volume.values.data), data.stat().st_size - 8, "little")
     return volume
+
+
+def files(path: Path) -> list[Path]:
+    """The files that an NRRD volume is: the header, and its data where they are apart.
+
+    Raises:
+        InputError: If the header names no file beside it.
+    """
+    return list(dict.fromkeys([path, _data_path(path, _read_header(path)[0])]))
+
+
+def _data_path(path: Path, header: dict[str, str]) -> Path:
+    """The file that holds the data, which must be the header's or lie beside it."""
+    name = header.get("data file", header.get("datafile"))
+    if name is None:
+        return path
+    if Path(name).name != name or name.startswith("LIST") or "%" in name:
+        raise InputError(f"{path}: 'data file' must name one file beside the header. Received: '{name}'.")
+    return data_beside(path, name)
 
 
 def _read_header(path: Path) -> tuple[dict[str, str], int]:
