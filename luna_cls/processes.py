@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Generator, Sequence
@@ -87,13 +88,15 @@ def run_on_cluster(
         InputError: If Dask is not installed, no scheduler answers or none has workers, a worker does not see
             a folder or cannot run the function, or too many workers are lost.
     """
+    if not re.fullmatch(r"(tcp|tls)://[^/\s]+:\d+", address):
+        raise InputError(f"--dask takes a scheduler's address, as tcp://HOST:8786. Received: '{address}'.")
     try:
         import distributed
     except ImportError as error:
         raise InputError("--dask needs Dask: pip install 'luna_cls[cluster]'.") from error
     try:
-        client = distributed.Client(address, set_as_default=False, timeout="15s")
-    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        client = distributed.Client(address, set_as_default=False, timeout="8s")
+    except OSError as error:
         raise InputError(
             f"No Dask scheduler answers at {address}. Start one (dask scheduler), or correct the address."
         ) from error
@@ -113,7 +116,7 @@ def run_on_cluster(
                 )
         futures = client.map(function, jobs, pure=False)
         try:
-            for future in distributed.as_completed(futures):
+            for future in distributed.as_completed(futures, loop=client.loop):
                 yield future.result()
                 future.release()
         except distributed.KilledWorker as error:

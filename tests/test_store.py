@@ -1,11 +1,16 @@
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import SimpleITK as sitk
+from hypothesis import given
+from hypothesis.extra.numpy import arrays
 
 from luna_cls.cubes.cutting import CubeSpec, cut_cubes
 from luna_cls.cubes.preparation import prepare
@@ -97,6 +102,87 @@ def test_cubes_of_another_size(tree, tmp_path):
 
     assert store.spec == CubeSpec(8, 0.5)
     assert store.cubes.shape == (40, 8, 8, 8)
+
+
+def test_a_margin_lies_around_the_same_cubes(small_store, small_tree, tmp_path):
+    """With 4 voxels of margin cubes of 39 are kept; their middle 31 are those of none, but for rounding."""
+    tree = LunaTree.open(small_tree)
+
+    prepare(tree, tree.candidates(), tmp_path / "store", CubeFormat(margin_vox=4), workers=1)
+    store = CubeStore.open(tmp_path / "store")
+
+    assert (store.format, store.spec) == (CubeFormat(CubeSpec(31), 4, "int16"), CubeSpec(31))
+    assert store.cubes.shape == (40, 39, 39, 39)
+    off = np.abs(store.cubes[:, 4:35, 4:35, 4:35].astype(int) - small_store.cubes)
+    assert off.max() <= 1
+    assert off.mean() < 1e-4
+    volume = read_volume(tree.scan_paths[store.candidates["seriesuid"][0]])
+    point = store.candidates.loc[0, COORDINATES].to_numpy(float)
+    np.testing.assert_array_equal(store.cubes[0], cut_cubes(volume, point, CubeSpec(39))[0])
+
+
+def test_uint8_takes_half_the_room_and_keeps_the_window(small_store, small_tree, tmp_path):
+    """A byte a voxel, read back as HU of the window from -1000 to 400, each within 3 of what it was."""
+    tree = LunaTree.open(small_tree)
+
+    prepare(tree, tree.candidates(), tmp_path / "store", CubeFormat(dtype="uint8"), workers=1)
+    store = CubeStore.open(tmp_path / "store")
+
+    assert store.cubes.dtype == np.uint8
+    assert (small_store.cubes.nbytes, store.cubes.nbytes) == (40 * 31**3 * 2, 40 * 31**3)
+    wanted = np.clip(small_store.cubes, -1000, 400).astype(int)
+    assert 0 < np.abs(store.format.unpack(store.cubes) - wanted).max() <= 3
+
+
+@given(hu=arrays(np.int16, 50))
+def test_any_hu_comes_back_from_a_byte_within_3(hu):
+    """Below the window it is -1000 HU, above it 400, within it at most 3 HU off; int16 keeps it all."""
+    stored = CubeFormat(dtype="uint8")
+
+    back = stored.unpack(stored.pack(hu)).astype(int)
+
+    assert np.abs(back - np.clip(hu, -1000, 400)).max() <= 3
+    assert (back[hu <= -1000] == -1000).all()
+    assert (back[hu >= 400] == 400).all()
+    np.testing.assert_array_equal(CubeFormat().unpack(CubeFormat().pack(hu)), hu)
+
+
+@pytest.mark.parametrize("wrong", [{"margin_vox": -1}, {"dtype": "float32"}], ids=["margin", "type"])
+def test_cubes_that_cannot_be_stored_are_refused(wrong):
+    """A negative margin and another type are one line."""
+    with pytest.raises(InputError, match=r"Received: (-1|float32)\."):
+        CubeFormat(**wrong)
+
+
+def test_every_scan_is_checksummed(tree, small_store, tmp_path):
+    """scans.csv has the SHA-256 of each scan's header and data; one voxel more changes the store's own."""
+    scans = pd.read_csv(small_store.path / "scans.csv", dtype=str).set_index("seriesuid")
+
+    path = tree.scan_paths[THIRD]
+    data = path.with_suffix(".raw")
+    whole = hashlib.sha256(path.read_bytes() + data.read_bytes()).hexdigest()
+    assert scans.loc[THIRD].tolist() == ["2", "ok", whole]
+    assert scans["sha256"].nunique() == 4
+    same = prepare(tree, tree.candidates(), tmp_path / "same", workers=1)
+    data.write_bytes(data.read_bytes()[:-2] + b"xx")
+    other = prepare(tree, tree.candidates(), tmp_path / "other", workers=1)
+    assert same.checksum == small_store.checksum != other.checksum
+
+
+def test_scans_of_any_format_give_the_same_cubes(small_tree, small_store, tmp_path):
+    """NRRD and NIfTI files in folders of any name, beside the list of points, are prepared like LUNA16."""
+    for number, path in enumerate(sorted(small_tree.glob("subset*/*.mhd"))):
+        folder = tmp_path / "mine" / f"patient {number}"
+        folder.mkdir(parents=True)
+        ending = ".nrrd" if number % 2 else ".nii.gz"
+        sitk.WriteImage(sitk.ReadImage(str(path)), str(folder / (path.stem + ending)))
+    tree = LunaTree.open(tmp_path / "mine")
+    candidates = LunaTree.open(small_tree).candidates()
+
+    store = prepare(tree, candidates, tmp_path / "store", workers=1)
+
+    assert (store.candidates["status"] == "ok").all()
+    assert np.abs(store.cubes.astype(int) - small_store.cubes).max() <= 1
 
 
 def _truncate_scan(tree, uid):
@@ -236,6 +322,42 @@ def test_a_store_that_is_not_whole_is_refused(copy, damage):
 
     assert str(copy) in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.slow
+def test_a_store_of_full_size_is_made_and_opened_in_little_memory(tmp_path, write_scan):
+    """888 tiny scans and 754,975 candidates: each row is cut or says why not, in less than 2 GB."""
+    uids = [f"1.3.6.1.4.1.14519.5.2.1.6279.6001.{10**29 + n}" for n in range(888)]
+    hu = np.random.default_rng(0).integers(-1000, 400, (8, 8, 8)).astype(np.int16)
+    for n, uid in enumerate(uids):
+        write_scan(tmp_path / f"subset{n % 10}", uid, hu)
+    rng = np.random.default_rng(16)
+    table = pd.DataFrame(rng.uniform(0, 7, (754_975, 3)), columns=COORDINATES)
+    table.insert(0, "seriesuid", np.sort(rng.choice(uids, len(table))))
+    table["class"] = (np.arange(len(table)) % 490 == 0).astype(int)
+    table.loc[[5, 700_000], "coordZ"] = 50.0
+    table.to_csv(tmp_path / "candidates_V2.csv", index=False)
+    script = (
+        "import resource, sys; from luna_cls.cubes.preparation import *\n"
+        "from luna_cls.cubes.cutting import CubeSpec\n"
+        "tree = LunaTree.open(sys.argv[1])\n"
+        "prepare(tree, tree.candidates(), sys.argv[2], CubeFormat(CubeSpec(1)), workers=1)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", script, tmp_path, tmp_path / "store"], capture_output=True, check=True
+    )
+    store = CubeStore.open(tmp_path / "store")
+
+    assert int(done.stdout) * 1024 < 2e9
+    assert store.candidates["status"].value_counts().to_dict() == {"ok": 754_973, "outside": 2}
+    assert store.failures["row"].tolist() == [5, 700_000]
+    last = cut_cubes(
+        read_volume(tmp_path / "subset7" / f"{uids[-1]}.mhd"), table[COORDINATES].iloc[-1], CubeSpec(1)
+    )
+    assert store.cubes.shape == (754_975, 1, 1, 1)
+    assert store.cubes[[5, -1]].ravel().tolist() == [0, last.item()]
 
 
 @pytest.mark.real_data

@@ -1,5 +1,8 @@
+import contextlib
 import hashlib
+import os
 import shutil
+import subprocess
 from types import SimpleNamespace
 
 import pandas as pd
@@ -79,6 +82,148 @@ def test_an_unfinished_store_of_other_inputs_is_refused(tree, small_store, tmp_p
     prepare(tree, tree.candidates(), out, workers=1, force=True)
 
     assert _digests(out) == _digests(small_store.path)
+
+
+def _change_last_voxel(tree, uid):
+    path = tree.scan_paths[uid].with_suffix(".raw")
+    path.write_bytes(path.read_bytes()[:-2] + b"xx")
+
+
+def test_a_scan_that_changes_after_it_was_cut_is_cut_again(tree, tmp_path):
+    """Between two runs the second of four scans changes: it is named, and the store is of the new one."""
+    out, lines, reports = tmp_path / "store", [], []
+    _prepare_halfway(tree, out, scans=3)
+    _change_last_voxel(tree, SECOND)
+
+    prepare(
+        tree, tree.candidates(), out, workers=1,
+        on_progress=lambda *counts: reports.append(counts), say=lines.append,
+    )  # fmt: skip
+
+    assert lines == [f"1 scans have changed since they were cut, and are cut again: {SECOND}"]
+    assert reports[0] == (2, 4)
+    fresh = prepare(tree, tree.candidates(), tmp_path / "fresh", workers=1)
+    assert _digests(out) == _digests(fresh.path)
+
+
+def test_a_scan_that_was_only_touched_is_not_cut_again(tree, small_store, tmp_path):
+    """Copied anew, with another time and the same bytes, its cubes stand."""
+    out, reports = tmp_path / "store", []
+    _prepare_halfway(tree, out, scans=3)
+    for path in tree.scan_paths[SECOND].parent.iterdir():
+        os.utime(path, ns=(1, 1))
+
+    prepare(tree, tree.candidates(), out, workers=1, on_progress=lambda *counts: reports.append(counts))
+
+    assert reports[0] == (3, 4)
+    assert _digests(out) == _digests(small_store.path)
+
+
+def test_a_scan_that_is_damaged_after_it_was_cut_leaves_no_cubes(tree, tmp_path):
+    """The rows of a scan that cannot be read any more are zeros, as if it had never been cut."""
+    out = tmp_path / "store"
+    _prepare_halfway(tree, out, scans=3)
+    _truncate_scan(tree, SECOND)
+
+    store = prepare(tree, tree.candidates(), out, workers=1)
+
+    fresh = prepare(tree, tree.candidates(), tmp_path / "fresh", workers=1)
+    assert not store.cubes[(store.candidates["seriesuid"] == SECOND).to_numpy()].any()
+    assert _digests(out) == _digests(fresh.path)
+
+
+def test_a_scan_that_goes_away_after_it_was_cut_is_told(tree, tmp_path):
+    """Its cubes are neither kept in silence nor thrown away."""
+    out = tmp_path / "store"
+    _prepare_halfway(tree, out, scans=3)
+    tree.scan_paths[SECOND].unlink()
+
+    with pytest.raises(InputError, match=f"has cubes of scan {SECOND}, which is gone"):
+        prepare(LunaTree.open(tree.root), tree.candidates(), out, workers=1)
+
+
+def test_a_scan_that_changes_while_others_are_cut_is_told(tree, tmp_path):
+    """A store is never of two states of a scan; the same command puts it right."""
+    out = tmp_path / "store"
+
+    def change(done, total):
+        if done == 3:
+            _change_last_voxel(tree, SECOND)
+
+    with pytest.raises(InputError, match=f"Scan {SECOND} changed while it was prepared"):
+        prepare(tree, tree.candidates(), out, workers=1, on_progress=change)
+    assert not out.exists()
+    prepare(tree, tree.candidates(), out, workers=1)
+
+    fresh = prepare(tree, tree.candidates(), tmp_path / "fresh", workers=1)
+    assert _digests(out) == _digests(fresh.path)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 3.5 MB of one's own, which holds a store of 40 cubes and little else."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3500k", "none", disk], check=False)
+    if made.returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_disk_that_fills_up_is_one_line_and_then_goes_on(tree, small_store, small_disk, run_cli, workers):
+    """Something else fills the disk halfway: status 1, no store; with room again the same bytes."""
+    out = small_disk / "store"
+    _prepare_halfway(tree, out, scans=1)
+    with pytest.raises(OSError, match="No space left"):
+        (small_disk / "filler").write_bytes(bytes(4_000_000))
+    free = shutil.disk_usage(small_disk).free
+    command = ["prepare", tree.root, out, "--workers", workers]
+
+    refused = run_cli(*command)
+    with (small_disk / "filler").open("r+b") as file:
+        file.truncate(0)
+    went_on = run_cli(*command)
+
+    assert free < 10_000
+    assert refused.returncode == 1
+    assert refused.stderr.splitlines()[-1].startswith("luna-cls: ")
+    assert "needs 1.8 MB more; the disk has 0.0 MB" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert went_on.returncode == 0, went_on.stderr
+    assert _digests(out) == _digests(small_store.path)
+
+
+def test_a_disk_that_fills_up_while_a_scan_is_written_is_one_line(tree, small_store, small_disk):
+    """The room is there when it is looked for and gone when it is needed: nothing is half-written."""
+    out = small_disk / "store"
+
+    def fill(done, total):
+        if done == 1:
+            with (small_disk / "filler").open("wb") as file, contextlib.suppress(OSError):
+                file.write(bytes(4_000_000))
+
+    with pytest.raises(OSError, match="No space left on device"):
+        prepare(tree, tree.candidates(), out, workers=1, on_progress=fill)
+    assert not out.exists()
+    (small_disk / "filler").unlink()
+    prepare(tree, tree.candidates(), out, workers=1)
+
+    assert _digests(out) == _digests(small_store.path)
+
+
+def test_a_disk_that_cannot_be_written_to_is_one_line(tree, small_disk, run_cli):
+    """A store on a read-only disk is refused before anything is read, and nothing is there after."""
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+
+    refused = run_cli("prepare", tree.root, small_disk / "store")
+
+    assert refused.returncode == 1
+    assert refused.stderr == (
+        f"luna-cls: {small_disk}/store cannot be made: {small_disk} is no folder that can be written to.\n"
+    )
+    assert list(small_disk.iterdir()) == []
 
 
 def test_a_folder_of_someone_elses_is_not_taken_for_an_unfinished_store(tree, tmp_path):

@@ -1,5 +1,6 @@
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -100,23 +101,30 @@ def _is_alive(pid):
 
 @needs_proc
 @pytest.mark.slow
-def test_killed_and_started_again_ends_with_the_same_bytes(slow_tree, uninterrupted, run_cli, tmp_path):
-    """SIGKILL leaves no store and no worker; the same command goes on and makes the same files."""
-    out = tmp_path / "store"
-    process = _start_prepare(slow_tree, out)
-    _wait_for_first_scan(process, out)
-    workers = _workers(process.pid)
+def test_killed_at_any_moment_and_started_again_ends_with_the_same_bytes(slow_tree, uninterrupted, tmp_path):
+    """SIGKILL at 20 random moments leaves no worker and half a store or a whole one; each ends whole."""
+    tree = LunaTree.open(slow_tree)
+    start = time.monotonic()
+    _start_prepare(slow_tree, tmp_path / "timed").communicate()
+    seconds = time.monotonic() - start
+    found = []
+    for number, moment in enumerate(np.random.default_rng(9).uniform(0.1, 1, 20) * seconds):
+        out = tmp_path / f"store {number}"
+        process = _start_prepare(slow_tree, out)
+        time.sleep(moment)
+        workers = _workers(process.pid)
+        process.kill()
+        process.communicate()
+        _wait_until(lambda pids=workers: not any(map(_is_alive, pids)), "the workers' end")
+        done = len(list((tmp_path / f"store {number}.partial" / "done").glob("[!.]*.json")))
+        found.append("whole" if out.exists() else done)
 
-    process.kill()
-    process.communicate()
+        if not out.exists():
+            prepare(tree, tree.candidates(), out, workers=1)
 
-    assert len(workers) == 2
-    assert not out.exists()
-    _wait_until(lambda: not any(map(_is_alive, workers)), "the workers' end")
-    again = run_cli("prepare", slow_tree, out, "--workers", "2")
-    assert again.returncode == 0, again.stderr
-    assert "Cutting cubes: 0 of 6" not in again.stderr
-    assert _digests(out) == uninterrupted
+        assert _digests(out) == uninterrupted, f"killed after {moment:.2f} s, with {done} scans done"
+        shutil.rmtree(out)
+    assert len(set(found)) > 3, found  # the moments were spread over the work
 
 
 @pytest.mark.slow
