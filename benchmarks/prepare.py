@@ -9,16 +9,15 @@ It does the work twice and measures the second time, as in a process that goes f
 and memory taken for the first time do not count, and the file is in the page cache. Rounds take turns.
 
 The peers bring the whole scan to 1 mm and cut around the nearest voxel of that. MONAI does it twice: with
-Spacing (in float32, which is faster) and a SpatialCrop for every point, as its users do; and with Resize and
-slices, the fastest way found, whose voxels are 1 mm up to a rounding of the scan's extent. To show that all
-cut the same, each peer's cubes are compared with luna_cls's around the voxels it chose; what lies below -1000
-HU is air to both.
+Spacing (in float32, which is faster) and a SpatialCrop for every point, made for just this; and with Resize
+and slices, the fastest way found, whose voxels are 1 mm up to a rounding of the scan's extent. To show that
+all cut the same, each peer's cubes are compared with luna_cls's around the voxels it chose; what lies below
+-1000 HU is air to both.
 
 Two workers: `luna_cls.cubes.preparation.prepare` on a LUNA16 tree of that many times the scan, the whole
 call, on all cores, into the folder for temporary files.
 
-Prints the median, fastest and slowest round of each. The scan's axes must be the world's, as nearly all of
-LUNA16's are.
+Prints the median, fastest and slowest round of each. The scan's axes must be the world's.
 """
 
 from __future__ import annotations

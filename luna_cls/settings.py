@@ -66,10 +66,21 @@ class SamplingSettings(_Frozen):
 
 
 class AugmentationSettings(_Frozen):
-    """What is done to training cubes at random."""
+    """What is done to training cubes at random (`luna_cls.cubes.augmentation`); 0 is nothing.
 
-    flips: bool = True
-    quarter_turns: bool = True
+    `symmetries`: mirrored and turned onto itself, "in_plane" (16 ways, z stays z), "cube" (all 48) or "none".
+    Shifted by up to `shift_mm` along each axis, scaled by up to a factor of `1 + scale` either way, turned
+    about z by up to `rotation_degrees`: these need a store with a margin (`prepare --margin`). Blurred with
+    a Gaussian of up to `blur_mm`; noise of up to `noise_hu` added, and one number of up to `shift_hu`.
+    """
+
+    symmetries: Literal["none", "in_plane", "cube"] = "in_plane"
+    shift_mm: float = Field(0, ge=0, allow_inf_nan=False)
+    scale: float = Field(0, ge=0, le=1)
+    rotation_degrees: float = Field(0, ge=0, le=180)
+    blur_mm: float = Field(0, ge=0, le=5)
+    noise_hu: float = Field(0, ge=0, le=1000)
+    shift_hu: float = Field(0, ge=0, le=1000)
 
 
 class OptimizerSettings(_Frozen):

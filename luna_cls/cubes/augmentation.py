@@ -1,44 +1,217 @@
-"""What may happen to a training cube: one operation per function, on a batch, in the graph.
+"""What may happen to a training cube: one operation per function, on a batch.
 
-Every operation takes cubes `(batch, z, y, x, 1)` of any type and a stateless seed, int `(2,)`, and
-returns cubes of the same shape and type. The same seed gives the same result.
+An operation takes cubes `(n, z, y, x)`, as one array or as a sequence of cubes, of any real type, and a
+generator; it returns a list of as many cubes in the same order. The same generator gives the same cubes.
+Each cube has its own luck. They are NumPy and run where the batches are made: on this machine's processor,
+beside the reading (`benchmarks/batches.py` has the figures).
 """
 
 from __future__ import annotations
 
-import tensorflow as tf
+import functools
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
-Z, Y, X = 1, 2, 3
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+
+from luna_cls.cubes.cutting import CubeSpec
+from luna_cls.settings import AugmentationSettings
+
+Cubes = Sequence[NDArray[Any]]  # or one array of them
+
+_ORDERS: dict[str, list[tuple[int, ...]]] = {
+    "in_plane": [(0, 1, 2), (0, 2, 1)],
+    "cube": list(itertools.permutations(range(3))),
+}
+_NOISE_EDGE_VOX = 128
+_AT_A_TIME = 8  # so that they stay in the processor's cache from one operation to the next
 
 
-def flips(cubes: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Mirrors each cube along z, y and x, each with probability 1/2."""
-    coins = _coins(cubes, seed, 3)
-    for index, axis in enumerate((Z, Y, X)):
-        cubes = _where(coins[:, index], tf.reverse(cubes, [axis]), cubes)
+def augmented(
+    cubes: Cubes, seed: Sequence[int], settings: AugmentationSettings, spec: CubeSpec
+) -> Iterator[NDArray[Any]]:
+    """Cubes as training sees them: every operation that is wanted, one after the other.
+
+    Args:
+        cubes: `(n, z, y, x)` HU, with the margin that `margin_vox` asks for on every side, or more.
+        seed: Same seed, same result; an operation's luck does not depend on which others are wanted.
+        settings: What is wanted, and how much.
+        spec: The cubes a model reads.
+
+    Yields:
+        n cubes `(size_vox, size_vox, size_vox)`, HU, of any real type.
+    """
+    luck = [np.random.default_rng([*seed, number]) for number in range(5)]
+    for start in range(0, len(cubes), _AT_A_TIME):
+        yield from _augmented(cubes[start : start + _AT_A_TIME], luck, settings, spec)
+
+
+def _augmented(
+    cubes: Cubes, luck: Sequence[np.random.Generator], settings: AugmentationSettings, spec: CubeSpec
+) -> Cubes:
+    if settings.symmetries != "none":
+        cubes = symmetries(cubes, luck[0], settings.symmetries)
+    if settings.shift_mm or settings.scale or settings.rotation_degrees:
+        shift_vox = settings.shift_mm / spec.spacing_mm
+        size_vox, angle = spec.size_vox, settings.rotation_degrees
+        cubes = moved(
+            cubes, luck[1], size_vox, shift_vox=shift_vox, scale=settings.scale, rotation_degrees=angle
+        )
+    else:
+        cubes = middle(cubes, spec.size_vox)
+    if settings.blur_mm:
+        cubes = blurred(cubes, luck[2], settings.blur_mm / spec.spacing_mm)
+    if settings.noise_hu:
+        cubes = noisy(cubes, luck[3], settings.noise_hu)
+    if settings.shift_hu:
+        cubes = brightened(cubes, luck[4], settings.shift_hu)
     return cubes
 
 
-def quarter_turns(cubes: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Turns each cube about z by 0, 90, 180 or 270 degrees, each with probability 1/4."""
-    coins = _coins(cubes, seed, 2)
-    turned = tf.reverse(_swap_y_and_x(cubes), [X])
-    cubes = _where(coins[:, 0], turned, cubes)
-    return _where(coins[:, 1], tf.reverse(cubes, [Y, X]), cubes)
+def margin_vox(settings: AugmentationSettings, spec: CubeSpec) -> int:
+    """How many voxels around a cube `moved` may need, at most."""
+    half_vox = (spec.size_vox - 1) / 2
+    angle = math.radians(min(settings.rotation_degrees, 45))
+    reach_vox = half_vox * (1 + settings.scale) * (math.cos(angle) + math.sin(angle))
+    return math.ceil(reach_vox + settings.shift_mm / spec.spacing_mm - half_vox - 1e-9)
 
 
-def _swap_y_and_x(cubes: tf.Tensor) -> tf.Tensor:
-    # int16 travels as bfloat16, bit for bit: oneDNN moves that twice as fast, and complains about int16.
-    as_is = cubes.dtype
-    if as_is == tf.int16:
-        cubes = tf.bitcast(cubes, tf.bfloat16)
-    return tf.bitcast(tf.transpose(cubes, (0, Z, X, Y, 4)), as_is)
+def middle(cubes: Cubes, size_vox: int) -> list[NDArray[Any]]:
+    """The middle of each cube, `size_vox` along each edge; no copy."""
+    margins = [(edge - size_vox) // 2 for edge in cubes[0].shape] if len(cubes) else []
+    inner = tuple(slice(margin, margin + size_vox) for margin in margins)
+    return [cube[inner] for cube in cubes]
 
 
-def _coins(cubes: tf.Tensor, seed: tf.Tensor, count: int) -> tf.Tensor:
-    """Fair coins, bool `(batch, count)`."""
-    return tf.random.stateless_uniform((tf.shape(cubes)[0], count), seed) < 0.5
+def symmetries(
+    cubes: Cubes, generator: np.random.Generator, kind: Literal["in_plane", "cube"]
+) -> list[NDArray[Any]]:
+    """Mirrors and turns each cube onto itself, every way as likely as any other; no copy.
+
+    Args:
+        cubes: `(n, z, y, x)`, edges of one length.
+        generator: The luck.
+        kind: "in_plane" keeps z what it is: 16 ways, the quarter turns about z with all mirror images.
+            "cube": all 48.
+    """
+    orders = _ORDERS[kind]
+    chosen = generator.integers(0, len(orders), len(cubes)).tolist()
+    steps = (1 - 2 * generator.integers(0, 2, (len(cubes), 3))).tolist()
+    return [
+        cube[::z, ::y, ::x].transpose(orders[order])
+        for cube, order, (z, y, x) in zip(cubes, chosen, steps, strict=True)
+    ]
 
 
-def _where(chosen: tf.Tensor, these: tf.Tensor, others: tf.Tensor) -> tf.Tensor:
-    return tf.where(tf.reshape(chosen, (-1, 1, 1, 1, 1)), these, others)
+def moved(
+    cubes: Cubes,
+    generator: np.random.Generator,
+    size_vox: int,
+    *,
+    shift_vox: float = 0.0,
+    scale: float = 0.0,
+    rotation_degrees: float = 0.0,
+) -> list[NDArray[np.float32]]:
+    """Shifts, scales and turns each cube by fractions of a voxel, interpolated (trilinear) once for all.
+
+    Args:
+        cubes: `(n, z, y, x)` with a margin to move within; beyond it the outermost voxel goes on.
+        generator: The luck.
+        size_vox: Edge of the cubes returned.
+        shift_vox: Farthest shift along each axis.
+        scale: Things become up to `1 + scale` times as large or as small, evenly in the logarithm.
+        rotation_degrees: Farthest turn about z, either way.
+
+    Returns:
+        n float32 cubes `(size_vox, size_vox, size_vox)`.
+    """
+    count, edge = len(cubes), cubes[0].shape[0]
+    shifts = generator.uniform(-shift_vox, shift_vox, (count, 3, 1))
+    zooms = np.exp(generator.uniform(-1, 1, (count, 1)) * math.log1p(scale))
+    angles = np.radians(generator.uniform(-rotation_degrees, rotation_degrees, (count, 1)))
+    offsets = (np.arange(size_vox) - (size_vox - 1) / 2) / zooms
+    center = (edge - 1) / 2
+    y, x = (part.reshape(count, -1) for part in (np.repeat(offsets, size_vox, 1), np.tile(offsets, size_vox)))
+    cosine, sine = np.cos(angles), np.sin(angles)
+    z_lower, z_share = _split(center + offsets + shifts[:, 0], edge)
+    y_lower, y_share = _split(center + cosine * y - sine * x + shifts[:, 1], edge)
+    x_lower, x_share = _split(center + sine * y + cosine * x + shifts[:, 2], edge)
+    corners = y_lower * edge + x_lower
+    weights = np.stack([(1 - y_share) * (1 - x_share), (1 - y_share) * x_share, y_share * (1 - x_share)])
+    weights = weights.astype(np.float32)[..., None]
+    return [
+        _interpolated(cube, z_lower[i], z_share[i, :, None], corners[i], weights[:, i]).reshape(
+            (size_vox,) * 3
+        ).transpose(2, 0, 1)
+        for i, cube in enumerate(cubes)
+    ]  # fmt: skip
+
+
+def _split(positions: NDArray[np.float64], edge: int) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """The voxel at or below each position, and how far on to the next it lies."""
+    positions = positions.clip(0, edge - 1)
+    lower = np.minimum(positions.astype(np.intp), max(edge - 2, 0))
+    return lower, (positions - lower).astype(np.float32)
+
+
+def _interpolated(
+    cube: NDArray[Any],
+    z_lower: NDArray[np.intp],
+    z_share: NDArray[np.float32],
+    corners: NDArray[np.intp],
+    weights: NDArray[np.float32],
+) -> NDArray[np.float32]:
+    """Values `(y and x, z)`: between planes first, then between the four columns around each point.
+
+    Whole planes and whole columns are read, never single voxels.
+    """
+    edge = cube.shape[0]
+    planes = cube.astype(np.float32, order="C").reshape(edge, -1)
+    upper = planes.take(z_lower + 1, axis=0, mode="clip")
+    between = planes.take(z_lower, axis=0)
+    between += (upper - between) * z_share
+    columns = np.ascontiguousarray(between.T)
+    last = columns.take(corners + edge + 1, axis=0, mode="clip")
+    values = last.copy()
+    for weight, step in zip(weights, (0, 1, edge), strict=True):
+        values += (columns.take(corners + step, axis=0, mode="clip") - last) * weight
+    return values
+
+
+def blurred(cubes: Cubes, generator: np.random.Generator, sd_vox: float) -> list[NDArray[np.float32]]:
+    """Blurs each cube with a Gaussian of a standard deviation from 0 to `sd_vox`, evenly."""
+    widths = generator.uniform(0, sd_vox, len(cubes)).tolist()
+    return [
+        gaussian_filter(np.asarray(cube, np.float32), width, mode="nearest", truncate=3)
+        for cube, width in zip(cubes, widths, strict=True)
+    ]
+
+
+def noisy(cubes: Cubes, generator: np.random.Generator, sd_hu: float) -> list[NDArray[np.float32]]:
+    """Adds white noise of a standard deviation from 0 to `sd_hu`, evenly.
+
+    The noise is cut out of one large cube of it, at a random place: drawing it anew takes ten times as long.
+    """
+    sizes = generator.uniform(-sd_hu, sd_hu, len(cubes)).astype(np.float32)
+    shape = cubes[0].shape
+    noise = _noise(max(_NOISE_EDGE_VOX, 2 * max(shape)))
+    starts = generator.integers(0, noise.shape[0] - np.array(shape) + 1, (len(cubes), 3)).tolist()
+    return [
+        cube + noise[z : z + shape[0], y : y + shape[1], x : x + shape[2]] * size
+        for cube, size, (z, y, x) in zip(cubes, sizes, starts, strict=True)
+    ]
+
+
+@functools.lru_cache(maxsize=1)
+def _noise(edge_vox: int) -> NDArray[np.float32]:
+    return np.random.default_rng(0).standard_normal((edge_vox,) * 3, np.float32)
+
+
+def brightened(cubes: Cubes, generator: np.random.Generator, shift_hu: float) -> list[NDArray[np.float32]]:
+    """Adds to all of a cube one number from `-shift_hu` to `shift_hu`, as scanners differ."""
+    shifts = generator.uniform(-shift_hu, shift_hu, len(cubes)).astype(np.float32)
+    return [cube + shift for cube, shift in zip(cubes, shifts, strict=True)]

@@ -74,7 +74,7 @@ class CubeFormat:
 
     def unpack(self, values: NDArray[Any]) -> NDArray[np.int16]:
         """HU of what is stored."""
-        return values if self.dtype == "int16" else _HU_OF_LEVEL[values]
+        return values if self.dtype == "int16" else _HU_OF_LEVEL.take(values)
 
 
 @dataclass(frozen=True, eq=False)

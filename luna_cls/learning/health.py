@@ -187,7 +187,7 @@ def _does_not_carry_over(history: Sequence[Logs], course: Course) -> Found | Non
     if course.statistics_lag(len(history)):
         return "does_not_carry_over_lag", opening + _lag_advice(course)
     return "does_not_carry_over", opening + (
-        "cubes are learned by heart. Switch on augmentation.flips and .quarter_turns, raise model.dropout, "
+        "cubes are learned by heart. Set augmentation.symmetries, raise model.dropout, "
         "or use more scans; check that labels and folds are right."
     )
 

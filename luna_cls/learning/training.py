@@ -16,8 +16,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from luna_cls import __version__
-from luna_cls.cubes import augmentation
-from luna_cls.cubes.batches import ordered_batches, training_batches
+from luna_cls.cubes.batches import check_margin, ordered_batches, training_batches
 from luna_cls.cubes.cutting import CubeSpec
 from luna_cls.cubes.folds import Split, split_by_fold
 from luna_cls.cubes.plan import Plan
@@ -89,6 +88,7 @@ def train(
     model = models.get(settings.model.name, **_model_parameters(store, settings))
     split = split_by_fold(store.candidates, settings.split.validation_folds, settings.split.test_folds)
     plan = _plan(store, split, settings)
+    check_margin(store, settings.augmentation)
     loss, exact_loss = _loss(settings, plan), _loss(settings, plan)  # a ramp moves the first one alone
     shift = _prior_shift(settings, plan, loss)
     labels = store.labels[split.validation]
@@ -149,11 +149,9 @@ def _fit(
     callbacks: list[keras.callbacks.Callback],
 ) -> None:
     training = settings.training
-    wanted = settings.augmentation.model_dump()
-    augmentations = [getattr(augmentation, name) for name, is_wanted in wanted.items() if is_wanted]
     try:
         model.fit(
-            training_batches(store, plan, range(training.epochs), augmentations),
+            training_batches(store, plan, range(training.epochs), settings.augmentation),
             epochs=training.epochs,
             steps_per_epoch=plan.steps,
             callbacks=callbacks,

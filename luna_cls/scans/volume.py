@@ -150,7 +150,10 @@ def _to_hu(values: NDArray[Any]) -> NDArray[np.int16]:
         if values.dtype.kind == "f":
             values = np.nan_to_num(np.rint(values), nan=AIR_HU)
         values = np.clip(values, limits.min, limits.max).astype(np.int16)
-    return np.where(values < LOWEST_MEASURED_HU, np.int16(AIR_HU), values)
+    elif not values.flags.writeable:
+        values = values.copy()
+    np.copyto(values, np.int16(AIR_HU), where=values < LOWEST_MEASURED_HU)
+    return values
 
 
 def _ending(path: Path) -> str | None:
