@@ -12,7 +12,10 @@ from directions import FLIPPED_XY, IDENTITY, PERMUTED, TILTED
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from luna_cls.cubes.cutting import cut_cubes
 from luna_cls.errors import InputError
+from luna_cls.files import COORDINATES
+from luna_cls.scans.luna16 import read_candidates
 from luna_cls.scans.volume import READERS, find_scans, read_volume
 
 SHAPE_ZYX = (6, 7, 8)
@@ -122,6 +125,34 @@ def test_a_real_scan_written_otherwise_is_the_same_scan(real_data, tmp_path, end
     corners = np.array([[0, 0, 0], real.grid.shape_zyx])
     expected = real.grid.to_world_xyz_mm(corners)
     np.testing.assert_allclose(volume.grid.to_world_xyz_mm(corners), expected, rtol=0, atol=1e-3)
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(
+    ("order", "flips", "ending"),
+    [
+        ([0, 1, 2], [True, False, False], ".mha"),
+        ([0, 1, 2], [True, True, False], ".nii"),
+        ([0, 1, 2], [False, False, True], ".nrrd"),
+        ([2, 0, 1], [False, False, False], ".nrrd"),
+        ([1, 2, 0], [True, False, True], ".nii"),
+        ([2, 1, 0], [True, True, True], ".mha"),
+    ],
+    ids=["x flipped", "x and y flipped", "z flipped", "turned", "turned and flipped", "all reversed"],
+)
+def test_cubes_of_a_real_scan_do_not_mind_how_its_axes_lie(real_data, tmp_path, order, flips, ending):
+    """Of ...059720603192 with its axes flipped or permuted, cubes at its candidates stay within 1 HU."""
+    (path,) = (real_data / "lidc").rglob("*059720603192.mhd")
+    points = read_candidates(real_data / "lidc" / "candidates_V2.csv")
+    points_xyz_mm = points.loc[points["seriesuid"] == path.stem, COORDINATES].to_numpy()
+    turned = sitk.Flip(sitk.PermuteAxes(sitk.ReadImage(str(path)), order), flips)
+    sitk.WriteImage(turned, str(tmp_path / f"turned{ending}"))
+
+    cubes = cut_cubes(read_volume(tmp_path / f"turned{ending}"), points_xyz_mm)
+
+    expected = cut_cubes(read_volume(path), points_xyz_mm)
+    assert len(cubes) == 46
+    assert np.abs(cubes.astype(int) - expected).max() <= 1
 
 
 # ------------------------------------------------------------------------------------------------------ NIfTI
@@ -527,3 +558,18 @@ def test_find_scans_knows_every_format(tmp_path):
     assert [path.name for path, _ in find_scans([tmp_path])] == sorted(
         f"scan{ending.replace('.', '_')}{ending}" for ending in READERS
     )
+
+
+def test_a_link_to_itself_is_no_file(tmp_path):
+    """A scan, its data or a folder that is a link in a circle is missing in one line; search goes past it."""
+    (tmp_path / "loop.mha").symlink_to(tmp_path / "loop.mha")
+    whole = _write(tmp_path / "whole.mhd")
+    (tmp_path / "round").symlink_to(tmp_path)
+    assert find_scans([tmp_path]) == [(whole, "whole")]
+    whole.with_suffix(".raw").unlink()
+    whole.with_suffix(".raw").symlink_to("whole.raw")
+
+    assert "No scan at" in _refusal(tmp_path / "loop.mha")
+    assert "its data file whole.raw is missing" in _refusal(whole)
+    with pytest.raises(InputError, match="No scan at"):
+        find_scans([tmp_path / "loop.mha"])

@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from luna_cls.cubes.cutting import CubeSpec
 from luna_cls.cubes.preparation import prepare
+from luna_cls.cubes.store import CubeFormat
 from luna_cls.errors import InputError
 from luna_cls.files import sha256
 from luna_cls.judging.evaluation import binary_metrics, no_skill_metrics
@@ -396,7 +397,7 @@ def test_an_unfinished_run_is_said_to_be_one(store, tmp_path):
 def test_a_model_is_of_the_cubes_it_will_be_given(store, tmp_path, spec, override, message):
     """Neither another cube size than the store's nor a spacing that predict would not cut is trained on."""
     with pytest.raises(InputError, match=message):
-        train(replace(store, spec=spec), _tiny(override), tmp_path / "run")
+        train(replace(store, format=CubeFormat(spec)), _tiny(override), tmp_path / "run")
 
     assert not (tmp_path / "run").exists()
 

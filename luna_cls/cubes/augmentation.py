@@ -1,7 +1,7 @@
 """What may happen to a training cube: one operation per function, on a batch.
 
 An operation takes cubes `(n, z, y, x)`, as one array or as a sequence of cubes, of any real type, and a
-generator; it returns a list of as many cubes in the same order. The same generator gives the same cubes.
+generator; it returns as many cubes in the same order. The same generator gives the same cubes.
 Each cube has its own luck. They are NumPy and run where the batches are made: on this machine's processor,
 beside the reading (`benchmarks/batches.py` has the figures).
 """
@@ -16,12 +16,11 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
 
 from luna_cls.cubes.cutting import CubeSpec
 from luna_cls.settings import AugmentationSettings
 
-Cubes = Sequence[NDArray[Any]]  # or one array of them
+Cubes = Sequence[NDArray[Any]] | NDArray[Any]
 
 _ORDERS: dict[str, list[tuple[int, ...]]] = {
     "in_plane": [(0, 1, 2), (0, 2, 1)],
@@ -115,7 +114,7 @@ def moved(
     shift_vox: float = 0.0,
     scale: float = 0.0,
     rotation_degrees: float = 0.0,
-) -> list[NDArray[np.float32]]:
+) -> NDArray[np.float32]:
     """Shifts, scales and turns each cube by fractions of a voxel, interpolated (trilinear) once for all.
 
     Args:
@@ -127,7 +126,7 @@ def moved(
         rotation_degrees: Farthest turn about z, either way.
 
     Returns:
-        n float32 cubes `(size_vox, size_vox, size_vox)`.
+        float32 `(n, size_vox, size_vox, size_vox)`.
     """
     count, edge = len(cubes), cubes[0].shape[0]
     shifts = generator.uniform(-shift_vox, shift_vox, (count, 3, 1))
@@ -135,20 +134,22 @@ def moved(
     angles = np.radians(generator.uniform(-rotation_degrees, rotation_degrees, (count, 1)))
     offsets = (np.arange(size_vox) - (size_vox - 1) / 2) / zooms
     center = (edge - 1) / 2
-    y, x = (part.reshape(count, -1) for part in (np.repeat(offsets, size_vox, 1), np.tile(offsets, size_vox)))
+    y, x = np.repeat(offsets, size_vox, axis=1), np.tile(offsets, size_vox)
     cosine, sine = np.cos(angles), np.sin(angles)
     z_lower, z_share = _split(center + offsets + shifts[:, 0], edge)
     y_lower, y_share = _split(center + cosine * y - sine * x + shifts[:, 1], edge)
     x_lower, x_share = _split(center + sine * y + cosine * x + shifts[:, 2], edge)
-    corners = y_lower * edge + x_lower
-    weights = np.stack([(1 - y_share) * (1 - x_share), (1 - y_share) * x_share, y_share * (1 - x_share)])
-    weights = weights.astype(np.float32)[..., None]
-    return [
-        _interpolated(cube, z_lower[i], z_share[i, :, None], corners[i], weights[:, i]).reshape(
-            (size_vox,) * 3
-        ).transpose(2, 0, 1)
-        for i, cube in enumerate(cubes)
-    ]  # fmt: skip
+
+    # Between planes first, then between the four columns around each point: whole planes and whole columns
+    # are read, never single voxels.
+    number = np.arange(count)[:, None]
+    planes = _stacked(cubes).reshape(count * edge, -1)
+    between = _between(planes, z_lower + number * edge, z_share[..., None])
+    columns = np.ascontiguousarray(between.transpose(0, 2, 1)).reshape(-1, size_vox)
+    corners = y_lower * edge + x_lower + number * edge**2
+    values = _between(columns, corners, x_share[..., None])
+    values += (_between(columns, corners + edge, x_share[..., None]) - values) * y_share[..., None]
+    return values.reshape(count, size_vox, size_vox, size_vox).transpose(0, 3, 1, 2)
 
 
 def _split(positions: NDArray[np.float64], edge: int) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
@@ -158,52 +159,63 @@ def _split(positions: NDArray[np.float64], edge: int) -> tuple[NDArray[np.intp],
     return lower, (positions - lower).astype(np.float32)
 
 
-def _interpolated(
-    cube: NDArray[Any],
-    z_lower: NDArray[np.intp],
-    z_share: NDArray[np.float32],
-    corners: NDArray[np.intp],
-    weights: NDArray[np.float32],
+def _between(
+    rows: NDArray[np.float32], lower: NDArray[np.intp], share: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Values `(y and x, z)`: between planes first, then between the four columns around each point.
-
-    Whole planes and whole columns are read, never single voxels.
-    """
-    edge = cube.shape[0]
-    planes = cube.astype(np.float32, order="C").reshape(edge, -1)
-    upper = planes.take(z_lower + 1, axis=0, mode="clip")
-    between = planes.take(z_lower, axis=0)
-    between += (upper - between) * z_share
-    columns = np.ascontiguousarray(between.T)
-    last = columns.take(corners + edge + 1, axis=0, mode="clip")
-    values = last.copy()
-    for weight, step in zip(weights, (0, 1, edge), strict=True):
-        values += (columns.take(corners + step, axis=0, mode="clip") - last) * weight
+    """Linear interpolation between some rows and the next ones."""
+    values = rows.take(lower, axis=0, mode="clip")
+    upper = rows.take(lower + 1, axis=0, mode="clip")  # the last one has no share
+    upper -= values
+    upper *= share
+    values += upper
     return values
 
 
-def blurred(cubes: Cubes, generator: np.random.Generator, sd_vox: float) -> list[NDArray[np.float32]]:
-    """Blurs each cube with a Gaussian of a standard deviation from 0 to `sd_vox`, evenly."""
-    widths = generator.uniform(0, sd_vox, len(cubes)).tolist()
-    return [
-        gaussian_filter(np.asarray(cube, np.float32), width, mode="nearest", truncate=3)
-        for cube, width in zip(cubes, widths, strict=True)
-    ]
+def _stacked(cubes: Cubes) -> NDArray[np.float32]:
+    """Cubes of any real type, and views of them, as one float32 array `(n, z, y, x)` of one's own."""
+    stacked = np.empty((len(cubes), *cubes[0].shape), np.float32)
+    for place, cube in zip(stacked, cubes, strict=True):
+        place[...] = cube
+    return stacked
 
 
-def noisy(cubes: Cubes, generator: np.random.Generator, sd_hu: float) -> list[NDArray[np.float32]]:
+def blurred(cubes: Cubes, generator: np.random.Generator, sd_vox: float) -> NDArray[np.float32]:
+    """Blurs each cube with a Gaussian of a standard deviation from 0 to `sd_vox`, evenly.
+
+    Beyond three deviations it ends; beyond the cube its outermost voxel goes on.
+    """
+    widths = generator.uniform(0, sd_vox, len(cubes))
+    reach = math.ceil(3 * sd_vox)
+    weights = np.exp(-0.5 * (np.arange(reach + 1) / np.maximum(widths, 1e-3)[:, None]) ** 2)
+    weights /= weights[:, :1] + 2 * weights[:, 1:].sum(axis=1, keepdims=True)
+    weight_of = weights.astype(np.float32).T[..., None, None, None]
+    values = _stacked(cubes)
+    for axis in (1, 2, 3):
+        size = values.shape[axis]
+        around = values.take(np.arange(-reach, size + reach).clip(0, size - 1), axis=axis)
+        place = [slice(None)] * axis
+        values *= weight_of[0]
+        for step in range(1, reach + 1):
+            both = around[(*place, slice(reach - step, reach - step + size))]
+            both = both + around[(*place, slice(reach + step, reach + step + size))]
+            both *= weight_of[step]
+            values += both
+    return values
+
+
+def noisy(cubes: Cubes, generator: np.random.Generator, sd_hu: float) -> NDArray[np.float32]:
     """Adds white noise of a standard deviation from 0 to `sd_hu`, evenly.
 
     The noise is cut out of one large cube of it, at a random place: drawing it anew takes ten times as long.
     """
     sizes = generator.uniform(-sd_hu, sd_hu, len(cubes)).astype(np.float32)
-    shape = cubes[0].shape
-    noise = _noise(max(_NOISE_EDGE_VOX, 2 * max(shape)))
-    starts = generator.integers(0, noise.shape[0] - np.array(shape) + 1, (len(cubes), 3)).tolist()
-    return [
-        cube + noise[z : z + shape[0], y : y + shape[1], x : x + shape[2]] * size
-        for cube, size, (z, y, x) in zip(cubes, sizes, starts, strict=True)
-    ]
+    values = _stacked(cubes)
+    noise = _noise(max(_NOISE_EDGE_VOX, 2 * max(values.shape[1:])))
+    shape = np.array(values.shape[1:])
+    starts = generator.integers(0, noise.shape[0] - shape + 1, (len(cubes), 3))
+    for row, start in enumerate(starts):
+        values[row] += noise[tuple(map(slice, start, start + shape))] * sizes[row]
+    return values
 
 
 @functools.lru_cache(maxsize=1)
@@ -211,7 +223,9 @@ def _noise(edge_vox: int) -> NDArray[np.float32]:
     return np.random.default_rng(0).standard_normal((edge_vox,) * 3, np.float32)
 
 
-def brightened(cubes: Cubes, generator: np.random.Generator, shift_hu: float) -> list[NDArray[np.float32]]:
+def brightened(cubes: Cubes, generator: np.random.Generator, shift_hu: float) -> NDArray[np.float32]:
     """Adds to all of a cube one number from `-shift_hu` to `shift_hu`, as scanners differ."""
     shifts = generator.uniform(-shift_hu, shift_hu, len(cubes)).astype(np.float32)
-    return [cube + shift for cube, shift in zip(cubes, shifts, strict=True)]
+    values = _stacked(cubes)
+    values += shifts[:, None, None, None]
+    return values
