@@ -1,18 +1,18 @@
 """Reads a scan and cuts cubes out of it: luna_cls, TorchIO and MONAI; then `prepare` with one worker and two.
 
 make peers
-.venv-peers/bin/python benchmarks/prepare.py SCAN.mhd [--cubes 850] [--rounds 3] [--scans 6]
+.venv-peers/bin/python benchmarks/prepare.py SCAN.mhd [--cubes 850] [--rounds 3] [--scans 24]
 
 Read and cut: from a scan on disk to int16 cubes of 31 x 31 x 31 voxels of 1 mm around random points. Each
 measurement is a process of its own, on one core, the same for all, with one thread in NumPy, ITK and torch.
 It does the work twice and measures the second time, as in a process that goes from scan to scan: imports
 and memory taken for the first time do not count, and the file is in the page cache. Rounds take turns.
 
-The peers bring the whole scan to 1 mm and cut around the nearest voxel of that. MONAI does it twice: with
-Spacing (in float32, which is faster) and a SpatialCrop for every point, made for just this; and with Resize
-and slices, the fastest way found, whose voxels are 1 mm up to a rounding of the scan's extent. To show that
-all cut the same, each peer's cubes are compared with luna_cls's around the voxels it chose; what lies below
--1000 HU is air to both.
+The peers bring the whole scan to 1 mm and cut around the nearest voxel of that. MONAI does it three times:
+with Spacing and a SpatialCrop for every point, made for just this, as they come (in float64); the same in
+float32; and with Resize and slices, the fastest way found, whose voxels are 1 mm up to a rounding. To show
+that all do the same, each peer's cubes are compared with luna_cls's around the voxels it chose; what lies
+below -1000 HU is air to both.
 
 Two workers: `luna_cls.cubes.preparation.prepare` on a LUNA16 tree of that many times the scan, the whole
 call, on all cores, into the folder for temporary files.
@@ -35,6 +35,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -72,12 +73,12 @@ def with_torchio(path: str, points_xyz_mm: np.ndarray) -> Cut:
     return slices(image.numpy()[0].T, centers_xyz_vox), centers_xyz_mm
 
 
-def with_monai(path: str, points_xyz_mm: np.ndarray) -> Cut:
-    """Spacing, then a SpatialCrop for every point."""
+def with_monai(path: str, points_xyz_mm: np.ndarray, dtype: type | None = np.float64) -> Cut:
+    """Spacing, then a SpatialCrop for every point; as it comes, or in the scan's own float32."""
     from monai.transforms import Compose, LoadImaged, Spacingd, SpatialCrop
 
     load = LoadImaged("ct", reader="ITKReader", ensure_channel_first=True)
-    ct = Compose([load, Spacingd("ct", pixdim=1.0, mode="bilinear", dtype=np.float32)])({"ct": path})["ct"]
+    ct = Compose([load, Spacingd("ct", pixdim=1.0, mode="bilinear", dtype=dtype)])({"ct": path})["ct"]
     centers_xyz_vox, centers_xyz_mm = nearest(ct.affine.numpy(), points_xyz_mm)
     crops = [SpatialCrop(roi_center=center, roi_size=EDGE_VOX)(ct) for center in centers_xyz_vox.tolist()]
     return np.stack([crop.numpy()[0].T for crop in crops]).astype(np.int16), centers_xyz_mm
@@ -104,6 +105,7 @@ CONTENDERS: dict[str, Callable[[str, np.ndarray], Cut]] = {
     "luna_cls": with_luna_cls,
     "TorchIO": with_torchio,
     "MONAI, Spacing and SpatialCrop": with_monai,
+    "the same in float32": partial(with_monai, dtype=np.float32),
     "MONAI, Resize and slices": with_monai_resize,
 }
 
@@ -222,7 +224,7 @@ def main() -> None:
     parser.add_argument("scan", type=Path, metavar="SCAN.mhd")
     parser.add_argument("--cubes", type=int, default=850)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--scans", type=int, default=6)
+    parser.add_argument("--scans", type=int, default=24)
     parser.add_argument("--measure", choices=list(CONTENDERS), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -144,14 +144,14 @@ def sha256(*paths: Path) -> str:
 
 
 @contextmanager
-def locked(file: IO[bytes]) -> Iterator[None]:
-    """Keeps others who ask for the same, on this machine or another, from writing to a file in the block."""
-    fcntl.lockf(file, fcntl.LOCK_EX)
+def locked(file: IO[bytes], start: int, stop: int) -> Iterator[None]:
+    """Keeps others who ask for it, on this machine or another, out of some bytes of a file in the block."""
+    fcntl.lockf(file, fcntl.LOCK_EX, stop - start, start)
     try:
         yield
     finally:
         file.flush()
-        fcntl.lockf(file, fcntl.LOCK_UN)
+        fcntl.lockf(file, fcntl.LOCK_UN, stop - start, start)
 
 
 def require_new(path: Path, *, force: bool, sign: str, inputs: Iterable[Path] = ()) -> None:

@@ -1,4 +1,5 @@
 import re
+import zlib
 
 import numpy as np
 import pandas as pd
@@ -108,6 +109,17 @@ def test_a_truncated_data_file_is_refused(write_scan, tmp_path, hu, compressed):
     assert "\n" not in message
 
 
+def test_packed_data_of_either_byte_order_are_read(write_scan, tmp_path, hu):
+    """Data packed with the most significant byte first, as the header says, are the same scan."""
+    path = write_scan(tmp_path, "1.2.3", hu, compressed=True)
+    packed = zlib.compress(hu.astype(">i2").tobytes())
+    path.with_suffix(".zraw").write_bytes(packed)
+    _set_header(path, "CompressedDataSize", len(packed))
+    _set_header(path, "BinaryDataByteOrderMSB", "True")
+
+    np.testing.assert_array_equal(read_volume(path).hu, hu)
+
+
 def _shorten_and_say_so(path):
     data_path = path.with_suffix(".zraw")
     _shorten(data_path)
@@ -130,10 +142,36 @@ def _invert_one_byte(path):
     path.with_suffix(".zraw").write_bytes(data)
 
 
+def _unpack_to_much_more(path):
+    packed = zlib.compress(bytes(300_000_000), 9)
+    path.with_suffix(".zraw").write_bytes(packed)
+    _set_header(path, "CompressedDataSize", len(packed))
+
+
+def _unpack_to_a_little_less(path):
+    packed = zlib.compress(zlib.decompress(path.with_suffix(".zraw").read_bytes())[:-2])
+    path.with_suffix(".zraw").write_bytes(packed)
+    _set_header(path, "CompressedDataSize", len(packed))
+
+
 @pytest.mark.parametrize(
     "damage",
-    [_shorten_and_say_so, _shorten_and_keep_silent, _replace_by_noise, _invert_one_byte],
-    ids=["short as the header says", "short, size not in the header", "noise", "one byte inverted"],
+    [
+        _shorten_and_say_so,
+        _shorten_and_keep_silent,
+        _replace_by_noise,
+        _invert_one_byte,
+        _unpack_to_much_more,
+        _unpack_to_a_little_less,
+    ],
+    ids=[
+        "short as the header says",
+        "short, size not in the header",
+        "noise",
+        "one byte inverted",
+        "much more than the header says",
+        "a voxel less",
+    ],
 )
 def test_a_damaged_zraw_is_refused(write_scan, tmp_path, hu, damage):
     """Compressed data that do not unpack to the scan are refused: no voxel may be made up."""

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.ndimage import map_coordinates
 
 from luna_cls.errors import InputError
 from luna_cls.scans.grid import Floats
@@ -153,6 +152,8 @@ def _cut_oblique(
     hu: NDArray[np.int16], centers_zyx_vox: Floats, step_zyx_vox: Floats, spec: CubeSpec
 ) -> NDArray[np.int16]:
     """Interpolates every voxel on its own: the scan lies at an angle to the world."""
+    from scipy.ndimage import map_coordinates  # slow to import, and seldom needed
+
     offsets_zyx_mm = np.stack(np.meshgrid(*[spec.offsets_mm] * 3, indexing="ij")).reshape(3, -1)
     offsets_zyx_vox = step_zyx_vox @ offsets_zyx_mm
     upper_zyx_vox = np.reshape(hu.shape, (3, 1)) - 0.5

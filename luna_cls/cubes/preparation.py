@@ -238,10 +238,11 @@ class _Workplace:
         Through the file, not a memory map: on a full disk this raises, writing to a map is fatal. Locked,
         because two machines that write to one page of a shared file could undo each other's half.
         """
-        offset = np.load(self.cubes_path, mmap_mode="r").offset
-        with self.cubes_path.open("r+b") as file, locked(file):
-            for row, cube in zip(rows.tolist(), cubes, strict=True):
-                file.seek(offset + row * cube.nbytes)
+        size = cubes[0].nbytes
+        places = np.load(self.cubes_path, mmap_mode="r").offset + rows * size
+        with self.cubes_path.open("r+b") as file, locked(file, int(places.min()), int(places.max()) + size):
+            for place, cube in zip(places.tolist(), cubes, strict=True):
+                file.seek(place)
                 file.write(cube.tobytes())
 
     def clear_cubes(self, rows: NDArray[np.intp]) -> None:
