@@ -1,7 +1,7 @@
 """Reads a scan and cuts cubes out of it: luna_cls, TorchIO and MONAI; then `prepare` with one worker and two.
 
 make peers
-.venv-peers/bin/python benchmarks/prepare.py SCAN.mhd [--cubes 850] [--rounds 3] [--scans 24]
+.venv-peers/bin/python benchmarks/prepare.py SCAN.mhd [--cubes 850] [--rounds 3] [--scans 48]
 
 Read and cut: from a scan on disk to int16 cubes of 31 x 31 x 31 voxels of 1 mm around random points. Each
 measurement is a process of its own, on one core, the same for all, with one thread in NumPy, ITK and torch.
@@ -224,7 +224,7 @@ def main() -> None:
     parser.add_argument("scan", type=Path, metavar="SCAN.mhd")
     parser.add_argument("--cubes", type=int, default=850)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--scans", type=int, default=24)
+    parser.add_argument("--scans", type=int, default=48)
     parser.add_argument("--measure", choices=list(CONTENDERS), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()

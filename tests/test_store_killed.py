@@ -124,7 +124,7 @@ def test_killed_at_any_moment_and_started_again_ends_with_the_same_bytes(slow_tr
 
         assert _digests(out) == uninterrupted, f"killed after {moment:.2f} s, with {done} scans done"
         shutil.rmtree(out)
-    assert len(set(found)) > 3, found  # the moments were spread over the work
+    assert len(set(found)) > 2, found  # before, in and after the work
 
 
 @pytest.mark.slow

@@ -7,7 +7,9 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +39,7 @@ from luna_cls.scans.luna16 import CANDIDATE_COLUMNS, LunaTree
 from luna_cls.scans.volume import ScanSource, files_of, read_volume
 
 _CUBES_AT_A_TIME = 256
+_SECONDS_BETWEEN_NOTES = 1.0
 _PROGRAM_BYTES = 300_000_000
 _VOXELS_READ_PER_SECOND, _CUBES_CUT_PER_SECOND = 60e6, 5e3
 
@@ -103,10 +106,12 @@ def prepare(
     done = (
         run_on_cluster(_cut_scan, jobs, dask, folders) if dask else run_in_processes(_cut_scan, jobs, workers)
     )
-    for uid, outcome in done:
-        outcomes[uid] = outcome
-        if on_progress:
-            on_progress(len(outcomes), len(sources))
+    with work.saving() as save:
+        for outcome in done:
+            save(outcome, int(rows_of[outcome.series_uid][0]))
+            outcomes[outcome.series_uid] = outcome
+            if on_progress:
+                on_progress(len(outcomes), len(sources))
 
     for uid, source in sources.items():
         if outcomes[uid].status == OK and not _is_unchanged(outcomes[uid], source):
@@ -194,9 +199,36 @@ class _Workplace:
         texts = [path.read_text(encoding="utf-8") for path in (self.root / "done").glob("[!.]*.json")]
         return {outcome.series_uid: outcome for outcome in (Outcome(**json.loads(text)) for text in texts)}
 
-    def write_outcome(self, outcome: Outcome, first_row: int) -> None:
-        # Named by the scan's first row: a series UID out of a file may be no file name.
-        write_json(self.root / "done" / f"{first_row}.json", outcome._asdict())
+    @contextmanager
+    def saving(self) -> Iterator[Callable[[Outcome, int], None]]:
+        """Yields a function that notes what became of a scan, and the first of its rows.
+
+        Notes are written when the cubes are on the disk, so that a note is never of cubes that a power cut
+        takes away; not after every scan, because a disk takes as long for one as for many.
+        """
+        noted: list[tuple[Outcome, int]] = []
+        last = -math.inf
+
+        def write() -> None:
+            with self.cubes_path.open("r+b") as file:
+                os.fsync(file.fileno())
+            while noted:
+                outcome, first_row = noted.pop()
+                # Named by the scan's first row: a series UID out of a file may be no file name.
+                write_json(self.root / "done" / f"{first_row}.json", outcome._asdict())
+
+        def save(outcome: Outcome, first_row: int) -> None:
+            nonlocal last
+            noted.append((outcome, first_row))
+            if time.monotonic() - last > _SECONDS_BETWEEN_NOTES:
+                write()
+                last = time.monotonic()
+
+        try:
+            yield save
+        finally:
+            if noted:
+                write()
 
     def begin(self, request: dict[str, Any], shape: tuple[int, ...], dtype: np.dtype, *, force: bool) -> None:
         """Makes the place, or goes on in it if the same request began it."""
@@ -252,11 +284,6 @@ class _Workplace:
         if cut:
             self.write_cubes(np.array(cut), np.zeros((len(cut), *cubes.shape[1:]), cubes.dtype))
 
-    def sync(self) -> None:
-        """Waits until the cubes are on the disk."""
-        with self.cubes_path.open("r+b") as file:
-            os.fsync(file.fileno())
-
     def finish(self, out: Path) -> None:
         for leftover in self.store.glob(".*"):  # of a process that was killed while it wrote
             leftover.unlink()
@@ -276,8 +303,8 @@ class _Job:
     work: _Workplace
 
 
-def _cut_scan(job: _Job) -> tuple[str, Outcome]:
-    """Cuts one scan's cubes into the array, then says so in a file: in that order, and on the disk."""
+def _cut_scan(job: _Job) -> Outcome:
+    """Cuts one scan's cubes into the array."""
     uid, work = job.source.series_uid, job.work
     files: list[list[str | int]] = []
     checksum = ""
@@ -296,9 +323,7 @@ def _cut_scan(job: _Job) -> tuple[str, Outcome]:
             work.write_cubes(rows[some], job.stored.pack(cubes))
         outcome = Outcome(uid, OK, "", job.rows[~is_inside].tolist(), files, checksum)
     work.clear_cubes(job.rows[~is_inside])
-    work.sync()
-    work.write_outcome(outcome, int(job.rows[0]))
-    return uid, outcome
+    return outcome
 
 
 def _still_good(
