@@ -49,7 +49,7 @@ class CubeFormat:
 
     def __post_init__(self) -> None:
         if self.margin_vox < 0:
-            raise InputError(f"A margin has no voxels or some. Received: {self.margin_vox}.")
+            raise InputError(f"A margin is 0 voxels or more. Received: {self.margin_vox}.")
         if self.dtype not in get_args(CubeType):
             raise InputError(
                 f"Cubes are stored as {' or '.join(get_args(CubeType))}. Received: {self.dtype}."
