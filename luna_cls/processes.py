@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import re
@@ -14,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
+from luna_cls import __version__
 from luna_cls.errors import InputError
 
 Job = TypeVar("Job")
@@ -100,20 +102,19 @@ def run_on_cluster(
         raise InputError(
             f"No Dask scheduler answers at {address}. Start one (dask scheduler), or correct the address."
         ) from error
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what goes wrong is told in one line
     with client:
         try:
-            seen = client.run(_unseen, list(folders))
-        except (ImportError, RuntimeError) as error:
+            seen = client.run(_unseen, list(folders), __version__)
+        except Exception as error:  # Dask wraps whatever a worker without luna_cls says in this
             raise InputError(
-                f"The workers of {address} cannot run luna_cls: {error}. Install the same version there."
+                f"The workers of {address} cannot run luna_cls {__version__}: {error}. Install it there."
             ) from error
         if not seen:
             raise InputError(f"The scheduler at {address} has no workers. Start some: dask worker {address}")
         for worker, unseen in seen.items():
             if unseen:
-                raise InputError(
-                    f"The worker {worker} does not see {unseen[0]}. Use a folder that all share."
-                )
+                raise InputError(f"The worker {worker} does not see {unseen}. Use what all workers share.")
         futures = client.map(function, jobs, pure=False)
         try:
             for future in distributed.as_completed(futures, loop=client.loop):
@@ -133,9 +134,11 @@ def run_on_cluster(
                 client.cancel(futures, force=True)
 
 
-def _unseen(folders: Sequence[Path]) -> list[str]:
-    """Which of the folders this machine does not see."""
-    return [str(folder) for folder in folders if not folder.is_dir()]
+def _unseen(folders: Sequence[Path], wanted: str) -> str:
+    """What this machine lacks: the version of luna_cls, or the first such folder; empty if nothing."""
+    if wanted != __version__:
+        return f"luna_cls {wanted} but {__version__}"
+    return next((str(folder) for folder in folders if not folder.is_dir()), "")
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from luna_cls.errors import InputError
 from luna_cls.scans.audit import audit
 
 POINT = ["seriesuid", "coordX", "coordY", "coordZ"]
+ADVICE = "Put it there, or name it."
 UIDS = [f"1.2.826.0.{n}" for n in (1, 2, 3, 4)]
 
 
@@ -36,7 +37,7 @@ def test_a_sound_tree_has_no_fault(tree):
     missing = ", ".join(f"subset{n}" for n in range(4, 10))
     assert found.notes == [
         f"Of LUNA16's ten subsets {missing} are not there, or empty.",
-        f"No annotations_excluded.csv in {tree}, its CSVFILES or its evaluationScript/annotations.",
+        f"No annotations_excluded.csv in {tree}, its CSVFILES or its evaluationScript/annotations. {ADVICE}",
     ]
     assert sorted(found.grids) == UIDS
     assert found.num_candidates == 40

@@ -2,7 +2,9 @@
 
 import gzip
 import locale
+import os
 import re
+import shutil
 
 import nibabel
 import numpy as np
@@ -573,3 +575,16 @@ def test_a_link_to_itself_is_no_file(tmp_path):
     assert "its data file whole.raw is missing" in _refusal(whole)
     with pytest.raises(InputError, match="No scan at"):
         find_scans([tmp_path / "loop.mha"])
+
+
+@pytest.mark.parametrize("ending", [".mha", ".nrrd"])
+def test_a_name_that_is_not_utf_8_is_refused(tmp_path, ending):
+    """A folder named in Latin-1 is told in one line that a terminal can show; ITK would end the process."""
+    folder = tmp_path / os.fsdecode(b"M\xfcller")
+    folder.mkdir()
+    shutil.copy(_write(tmp_path / f"scan{ending}"), folder)
+
+    with pytest.raises(InputError, match=r"M.udcfcller.* is no name in UTF-8. Rename") as refusal:
+        read_volume(folder / f"scan{ending}")
+
+    assert str(refusal.value).isascii()

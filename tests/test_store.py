@@ -147,10 +147,12 @@ def test_any_hu_comes_back_from_a_byte_within_3(hu):
     np.testing.assert_array_equal(CubeFormat().unpack(CubeFormat().pack(hu)), hu)
 
 
-@pytest.mark.parametrize("wrong", [{"margin_vox": -1}, {"dtype": "float32"}], ids=["margin", "type"])
+@pytest.mark.parametrize(
+    "wrong", [{"margin_vox": -1}, {"margin_vox": 101}, {"dtype": "float32"}], ids=["less", "wide", "type"]
+)
 def test_cubes_that_cannot_be_stored_are_refused(wrong):
     """A negative margin and another type are one line."""
-    with pytest.raises(InputError, match=r"Received: (-1|float32)\."):
+    with pytest.raises(InputError, match=r"Received: (-1|101|float32)\."):
         CubeFormat(**wrong)
 
 
@@ -299,6 +301,7 @@ def _truncate(path: Path):
         lambda folder: (folder / "store.json").write_text("{"),
         lambda folder: (folder / "store.json").write_text("{}"),
         lambda folder: _edit_facts(folder, format=1),
+        lambda folder: _edit_facts(folder, margin_vox=-3),
         lambda folder: _edit_facts(folder, spec={"size_vox": 30, "spacing_mm": 1.0}),
         lambda folder: (folder / "candidates.csv").unlink(),
         lambda folder: (folder / "candidates.csv").write_text("seriesuid,class\n"),
@@ -309,8 +312,9 @@ def _truncate(path: Path):
         lambda folder: np.save(folder / "cubes.npy", np.zeros((40, 31, 31, 31), np.float32)),
     ],
     ids=[
-        "no folder", "no facts", "facts cut off", "facts empty", "another format", "another size", "no table",
-        "another table", "a row less", "no cubes", "cubes cut off", "no array", "cubes of another type",
+        "no folder", "no facts", "facts cut off", "facts empty", "another format", "no such margin",
+        "another size", "no table", "another table", "a row less", "no cubes", "cubes cut off", "no array",
+        "cubes of another type",
     ],
 )  # fmt: skip
 def test_a_store_that_is_not_whole_is_refused(copy, damage):

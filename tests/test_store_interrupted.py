@@ -7,8 +7,10 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+import SimpleITK as sitk
 
 from luna_cls.cubes.preparation import prepare
+from luna_cls.cubes.store import CubeFormat
 from luna_cls.errors import InputError
 from luna_cls.scans.luna16 import LunaTree
 
@@ -100,7 +102,7 @@ def test_a_scan_that_changes_after_it_was_cut_is_cut_again(tree, tmp_path):
         on_progress=lambda *counts: reports.append(counts), say=lines.append,
     )  # fmt: skip
 
-    assert lines == [f"1 scans have changed since they were cut, and are cut again: {SECOND}"]
+    assert lines == [f"Cut again because they have changed since: 1 of the scans: {SECOND}"]
     assert reports[0] == (2, 4)
     fresh = prepare(tree, tree.candidates(), tmp_path / "fresh", workers=1)
     assert _digests(out) == _digests(fresh.path)
@@ -232,17 +234,147 @@ def test_a_folder_of_someone_elses_is_not_taken_for_an_unfinished_store(tree, tm
     notes.parent.mkdir()
     notes.write_text("mine")
 
-    with pytest.raises(InputError, match=r"store\.partial"):
-        prepare(tree, tree.candidates(), tmp_path / "store", workers=1)
+    for force in (False, True):
+        with pytest.raises(InputError, match=r"store\.partial is in the way, and not of prepare's making"):
+            prepare(tree, tree.candidates(), tmp_path / "store", workers=1, force=force)
 
     assert notes.read_text() == "mine"
 
 
+@pytest.mark.parametrize("begun", [False, True], ids=["a folder of that name", "an unfinished store"])
+def test_scans_are_never_taken_for_an_unfinished_store(small_tree, tmp_path, begun):
+    """Scans that lie in OUT.partial are there after `--force`, too."""
+    root = shutil.copytree(small_tree, tmp_path / "store.partial" / "scans")
+    if begun:
+        (tmp_path / "store.partial" / "request.json").write_text("{}")
+    tree = LunaTree.open(root)
+
+    with pytest.raises(InputError, match=r"store\.partial is for unfinished stores, and the scans lie in it"):
+        prepare(tree, tree.candidates(), tmp_path / "store", workers=1, force=True)
+
+    assert all(path.is_file() for path in tree.scan_paths.values())
+
+
+def test_two_runs_at_one_place_do_not_meet(tree, small_store, tmp_path):
+    """The second is refused while the first is at work, and the first makes its store."""
+    refusals = []
+
+    def start_again(done, total):
+        with pytest.raises(InputError, match="Another prepare is at work") as refusal:
+            prepare(tree, tree.candidates(), tmp_path / "store", workers=1)
+        refusals.append(str(refusal.value))
+
+    prepare(tree, tree.candidates(), tmp_path / "store", workers=1, on_progress=start_again)
+
+    assert len(refusals) == 5
+    assert _digests(tmp_path / "store") == _digests(small_store.path)
+
+
+def test_a_store_that_was_made_meanwhile_is_not_replaced(tree, small_store, tmp_path):
+    """What appears at OUT while the cubes are cut stays."""
+    out = tmp_path / "store"
+
+    def appear(done, total):
+        if done == 4:
+            out.mkdir()
+            (out / "mine.txt").write_text("mine")
+
+    with pytest.raises(InputError, match="has been made meanwhile"):
+        prepare(tree, tree.candidates(), out, workers=1, on_progress=appear)
+
+    assert (out / "mine.txt").read_text() == "mine"
+
+
+def test_what_cut_nothing_yet_is_in_nobodys_way(tree, small_store, tmp_path, monkeypatch):
+    """A run refused for want of room leaves no claim: another one, for other cubes, begins unasked."""
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+        with pytest.raises(InputError, match="Make room"):
+            prepare(tree, tree.candidates(), tmp_path / "store", CubeFormat(dtype="uint8"), workers=1)
+
+    prepare(tree, tree.candidates(), tmp_path / "store", workers=1)
+
+    assert _digests(tmp_path / "store") == _digests(small_store.path)
+
+
+class KilledError(BaseException):
+    """Stands for a kill: nothing is noted on the way out."""
+
+
+def _killed_after(tree, out, monkeypatch, cut):
+    """Stops prepare as a kill does, once some scans are cut and none of them is noted."""
+    from luna_cls.cubes import preparation
+
+    def cut_scan(job, original=preparation._cut_scan, seen=[]):  # noqa: B006
+        seen.append(job)
+        outcome = original(job)
+        if len(seen) == cut:
+            raise KilledError
+        return outcome
+
+    with monkeypatch.context() as patch:
+        patch.setattr(preparation, "_cut_scan", cut_scan)
+        patch.setattr(preparation, "_SECONDS_BETWEEN_NOTES", 1e9)
+        with pytest.raises(KilledError):
+            prepare(tree, tree.candidates(), out, workers=1)
+
+
+def test_a_scan_that_changes_and_changes_back_is_the_one_it_is(tree, small_store, tmp_path, monkeypatch):
+    """Noted as it was, changed, killed while it is cut again, put back: its cubes are of what it is."""
+    out, path = tmp_path / "store", tree.scan_paths[SECOND].with_suffix(".raw")
+    as_it_was, when = path.read_bytes(), path.stat()
+    _prepare_halfway(tree, out, scans=2)
+    path.write_bytes(bytes(len(as_it_was)))
+    _killed_after(tree, out, monkeypatch, cut=1)
+    path.write_bytes(as_it_was)
+    os.utime(path, ns=(when.st_atime_ns, when.st_mtime_ns))
+
+    prepare(tree, tree.candidates(), out, workers=1)
+
+    assert _digests(out) == _digests(small_store.path)
+
+
+def test_a_scan_that_was_cut_not_noted_and_goes_away_leaves_no_cubes(tree, tmp_path, monkeypatch):
+    """Killed between the cutting of a scan and the note of it; then the scan is gone, its cubes are too."""
+    out = tmp_path / "store"
+    _killed_after(tree, out, monkeypatch, cut=2)
+    tree.scan_paths[SECOND].unlink()
+    tree = LunaTree.open(tree.root)
+
+    store = prepare(tree, tree.candidates(), out, workers=1)
+
+    fresh = prepare(tree, tree.candidates(), tmp_path / "fresh", workers=1)
+    assert (store.candidates["status"] == "no_scan").sum() == 10
+    assert _digests(out) == _digests(fresh.path)
+
+
+def test_data_beside_a_header_of_any_format_are_watched(small_tree, tmp_path):
+    """A `.nrrd` whose data lie in a file of their own: a change there is noticed."""
+    for path in sorted(small_tree.glob("subset*/*.mhd"))[:2]:
+        copy = tmp_path / "mine" / f"{path.stem}.nhdr"
+        copy.parent.mkdir(exist_ok=True)
+        sitk.WriteImage(sitk.ReadImage(str(path)), str(copy))
+        copy.rename(copy.with_suffix(".nrrd"))
+    tree, lines = LunaTree.open(tmp_path / "mine"), []
+    candidates = LunaTree.open(small_tree).candidates()
+    candidates = candidates[candidates["seriesuid"].isin(tree.scan_paths)]
+    with pytest.raises(StopError):
+        prepare(tree, candidates, tmp_path / "store", workers=1, on_progress=_stop_after(1))
+    first = sorted((tmp_path / "mine").glob("*.raw*"))[0]
+    first.write_bytes(first.read_bytes()[:-2] + b"xx")
+
+    prepare(tree, candidates, tmp_path / "store", workers=1, say=lines.append)
+
+    assert len(lines) == 1
+
+
 def test_what_a_power_cut_left_behind_is_not_in_the_store(tree, small_store, tmp_path):
-    """A half-written table of a killed process does not become a fifth file."""
+    """A half-written table of a killed process does not become a sixth file."""
     out = tmp_path / "store"
     _prepare_halfway(tree, out)
-    (tmp_path / "store.partial" / "store" / ".candidates.csv.99.partial.csv").write_text("seriesuid,co")
+    (begun,) = (tmp_path / "store.partial").glob("*/cubes.npy")
+    begun.with_name(".candidates.csv.99.partial.csv").write_text("seriesuid,co")
+    (tmp_path / "store.partial" / ".request.json.99.partial.json").write_text("{")
 
     prepare(tree, tree.candidates(), out, workers=1)
 

@@ -195,6 +195,9 @@ def test_a_damaged_zraw_is_refused(write_scan, tmp_path, hu, damage):
         ("ElementDataFile", "scan%03d.raw 1 6 1"),
         ("ElementDataFile", None),
         ("ElementSpacing", "0.7 0.8 0"),
+        ("DimSize", "-8 7 6"),
+        ("DimSize", "-8 -7 6"),
+        ("DimSize", "0 7 6"),
         ("TransformMatrix", "1 0 0 0 1 0 0 0 0"),
         ("TransformMatrix", "1 0 0 0.3 1 0 0 0 1"),
         ("DimSize", "8 7"),
@@ -210,6 +213,32 @@ def test_a_header_that_makes_no_sense_is_refused(write_scan, tmp_path, hu, key, 
     """Whatever is wrong in the header, one line says so and names the file."""
     path = write_scan(tmp_path / "inside", "scan", hu)
     (tmp_path / "scan.raw").write_bytes(hu.tobytes())
+    _set_header(path, key, value)
+
+    message = _refusal(path)
+
+    assert str(path.with_suffix("")) in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("DimSize", "-8 7 6"),
+        ("DimSize", "-8 -7 6"),
+        ("DimSize", "8 7"),
+        ("DimSize", "80000 70000 60000"),
+        ("ElementType", "MET_NOTHING"),
+        ("ElementType", "MET_CHAR"),
+        ("ElementType", "MET_INT"),
+        ("CompressedDataSize", "-1"),
+        ("CompressedDataSize", "3"),
+        ("CompressedDataSize", "1000000"),
+    ],
+)
+def test_a_header_that_does_not_fit_packed_data_is_refused(write_scan, tmp_path, hu, key, value):
+    """Packed data are unpacked to what the header says, or refused in one line."""
+    path = write_scan(tmp_path, "scan", hu, compressed=True)
     _set_header(path, key, value)
 
     message = _refusal(path)

@@ -94,7 +94,7 @@ def symmetries(
     Args:
         cubes: `(n, z, y, x)`, edges of one length.
         generator: The luck.
-        kind: "in_plane" keeps z what it is: 16 ways, the quarter turns about z with all mirror images.
+        kind: "in_plane" keeps z along z: 16 ways, the quarter turns about z with all mirror images.
             "cube": all 48.
     """
     orders = _ORDERS[kind]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import math
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,12 +35,22 @@ from luna_cls.cubes.store import (
     CubeStore,
 )
 from luna_cls.errors import InputError
-from luna_cls.files import COORDINATES, clear, locked, require_new, sha256, write_csv, write_json
+from luna_cls.files import (
+    COORDINATES,
+    clear,
+    locked,
+    require_new,
+    sha256,
+    write_csv,
+    write_json,
+    written_whole,
+)
 from luna_cls.processes import check_workers, run_in_processes, run_on_cluster
 from luna_cls.scans.grid import Grid
 from luna_cls.scans.luna16 import CANDIDATE_COLUMNS, LunaTree
 from luna_cls.scans.volume import ScanSource, files_of, read_volume
 
+_WRITING = threading.Lock()  # closing a file drops the locks that any thread of the process has on it
 _CUBES_AT_A_TIME = 256
 _SECONDS_BETWEEN_NOTES = 1.0
 _PROGRAM_BYTES = 300_000_000
@@ -79,21 +92,52 @@ def prepare(
         InputError: If `out` exists, `OUT.partial` was begun from other inputs, an input changes meanwhile,
             or nothing could be cut.
     """
-    out, stored = Path(out), stored or CubeFormat()
+    out, stored = Path(out).absolute(), stored or CubeFormat()
     check_workers(workers)
     if dask is not None and workers is not None:
         raise InputError("--workers and --dask exclude each other: a Dask cluster has its own workers.")
     require_new(out, force=force, sign="store.json", inputs=[tree.root])
     candidates = candidates[list(CANDIDATE_COLUMNS)].reset_index(drop=True)
-    work = _Workplace(out.with_name(out.name + ".partial").resolve())
-    shape = len(candidates), *stored.with_margin.shape_zyx
-    work.begin(_request(candidates, stored), shape, np.dtype(stored.dtype), force=force)
-
+    request = _request(candidates, stored)
+    work = _Workplace(out.with_name(out.name + ".partial"), request["sha256"], is_shared=dask is not None)
+    scans_root = tree.root.absolute()
+    if scans_root.is_relative_to(work.root):
+        raise InputError(f"{work.root} is for unfinished stores, and the scans lie in it. Move them.")
     rows_of = candidates.groupby("seriesuid", sort=True).indices
+    with work.alone():
+        shape = len(candidates), *stored.with_margin.shape_zyx
+        goes_on = work.begin(request, shape, stored.dtype, force=force)
+        outcomes = _cut_all(tree, candidates, rows_of, stored, work, goes_on, workers, dask, on_progress, say)
+        _write_tables(work.store, tree, candidates, rows_of, stored, outcomes)
+        if not force and out.exists():
+            raise InputError(f"{out} has been made meanwhile. Choose another path.")
+        work.finish(out)
+    return CubeStore.open(out)
+
+
+def _cut_all(
+    tree: LunaTree,
+    candidates: pd.DataFrame,
+    rows_of: Mapping[str, NDArray[np.intp]],
+    stored: CubeFormat,
+    work: _Workplace,
+    goes_on: bool,
+    workers: int | None,
+    dask: str | None,
+    on_progress: Callable[[int, int], None] | None,
+    say: Callable[[str], None] | None,
+) -> dict[str, Outcome]:
+    """Cuts what is not cut yet; what became of every scan."""
     sources = {
-        uid: ScanSource(tree.scan_paths[uid].resolve(), uid) for uid in rows_of if uid in tree.scan_paths
+        uid: ScanSource(tree.scan_paths[uid].absolute(), uid) for uid in rows_of if uid in tree.scan_paths
     }
-    outcomes = _still_good(work.outcomes(), sources, work.root, say or (lambda _: None))
+    noted = work.outcomes()
+    outcomes = _still_good(noted, sources, work.root, say or (lambda _: None))
+    for uid, rows in rows_of.items():
+        if uid in noted and uid not in outcomes:
+            work.forget(int(rows[0]))  # or a scan put back as it was would match the cubes of another
+        if goes_on and uid not in sources:
+            work.clear_cubes(rows)
     jobs = [
         _Job(sources[uid], rows, candidates.loc[rows, COORDINATES].to_numpy(), stored, work)
         for uid, rows in rows_of.items()
@@ -102,10 +146,10 @@ def prepare(
     work.check_room(sum(len(job.rows) for job in jobs) * stored.cube_bytes)
     if on_progress:
         on_progress(len(outcomes), len(sources))
-    folders = [work.root, tree.root.resolve()]
-    done = (
-        run_on_cluster(_cut_scan, jobs, dask, folders) if dask else run_in_processes(_cut_scan, jobs, workers)
-    )
+    if dask is None:
+        done = run_in_processes(_cut_scan, jobs, workers)
+    else:
+        done = run_on_cluster(_cut_scan, jobs, dask, [work.root, tree.root.absolute()])
     with work.saving() as save:
         for outcome in done:
             save(outcome, int(rows_of[outcome.series_uid][0]))
@@ -114,26 +158,34 @@ def prepare(
                 on_progress(len(outcomes), len(sources))
 
     for uid, source in sources.items():
-        if outcomes[uid].status == OK and not _is_unchanged(outcomes[uid], source):
+        if outcomes[uid].status == OK and not _is_as_noted(outcomes[uid], source):
             raise InputError(f"Scan {uid} changed while it was prepared. Run the same command again.")
     for uid in rows_of:
         if uid not in sources:
             reason = f"{tree.root} has no scan {uid}. Fetch the scan, or drop its rows."
             outcomes[uid] = Outcome(uid, NO_SCAN, reason)
+    return outcomes
+
+
+def _write_tables(
+    folder: Path,
+    tree: LunaTree,
+    candidates: pd.DataFrame,
+    rows_of: Mapping[str, NDArray[np.intp]],
+    stored: CubeFormat,
+    outcomes: Mapping[str, Outcome],
+) -> None:
+    """Writes all of a store but its cubes."""
     folds = assign_folds(rows_of, tree.subsets)
     table, failures = _describe(candidates, rows_of, outcomes, folds)
     if not (table["status"] == OK).any():
-        shutil.rmtree(work.root)
+        shutil.rmtree(folder.parent)
         raise InputError(f"Not one cube could be cut. The first reason: {failures['reason'].iloc[0]}")
-    write_csv(work.store / "candidates.csv", table)
-    write_csv(work.store / "failures.csv", failures)
+    write_csv(folder / "candidates.csv", table)
+    write_csv(folder / "failures.csv", failures)
     scans = [(uid, folds[uid], outcomes[uid].status, outcomes[uid].sha256) for uid in rows_of]
-    write_csv(
-        work.store / "scans.csv", pd.DataFrame(scans, columns=["seriesuid", "fold", "status", "sha256"])
-    )
-    write_json(work.store / "store.json", _facts(table, stored, work.store))
-    work.finish(out)
-    return CubeStore.open(out)
+    write_csv(folder / "scans.csv", pd.DataFrame(scans, columns=["seriesuid", "fold", "status", "sha256"]))
+    write_json(folder / "store.json", _facts(table, stored, folder))
 
 
 @dataclass(frozen=True)
@@ -182,22 +234,77 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True)
 class _Workplace:
-    """`OUT.partial`: the store to be, beside one file for every scan done."""
+    """`OUT.partial`: the store to be, beside one file for every scan done.
+
+    Args:
+        root: The folder.
+        request: What the store is made from, as one word. The store to be is named by it, so that a task that
+            a cluster still runs for another request finds no array to write to.
+        is_shared: Whether several machines write.
+    """
 
     root: Path
+    request: str
+    is_shared: bool = False
 
     @property
     def store(self) -> Path:
-        return self.root / "store"
+        return self.root / self.request[:16]
 
     @property
     def cubes_path(self) -> Path:
         return self.store / "cubes.npy"
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Refuses a second run at the same place while the block runs."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / ".lock").open("wb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise InputError(f"Another prepare is at work in {self.root}. Wait for it.") from error
+            except OSError as error:
+                if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP):
+                    raise  # without locks on that disk there is no telling
+            yield
+
+    def begin(self, request: dict[str, Any], shape: tuple[int, ...], dtype: str, *, force: bool) -> bool:
+        """Makes the place, or goes on in it if the same request began it; whether it goes on."""
+        request_path = self.root / "request.json"
+        names = {path.name for path in self.root.iterdir() if not path.name.startswith(".")}
+        if names and not request_path.is_file():
+            raise InputError(f"{self.root} is in the way, and not of prepare's making. Move it away.")
+        if names:
+            is_same = json.loads(request_path.read_text(encoding="utf-8")) == request
+            if is_same and self.cubes_path.is_file():
+                return True
+            if not is_same and not force and self._notes():
+                raise InputError(
+                    f"{self.root} was begun from other candidates or for other cubes. "
+                    "Pass --force to start over, or choose another path."
+                )
+        write_json(request_path, request)
+        for path in self.root.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+        (self.root / "done").mkdir()
+        with written_whole(self.cubes_path) as temporary:
+            # Sparse: rows that are never cut take no room.
+            np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape).flush()
+        return False
+
+    def _notes(self) -> list[Path]:
+        return [path for path in (self.root / "done").glob("*.json") if not path.name.startswith(".")]
+
     def outcomes(self) -> dict[str, Outcome]:
         """What became of each scan that is done."""
-        texts = [path.read_text(encoding="utf-8") for path in (self.root / "done").glob("[!.]*.json")]
+        texts = [path.read_text(encoding="utf-8") for path in self._notes()]
         return {outcome.series_uid: outcome for outcome in (Outcome(**json.loads(text)) for text in texts)}
+
+    def forget(self, first_row: int) -> None:
+        """Takes back what was noted of a scan."""
+        (self.root / "done" / f"{first_row}.json").unlink(missing_ok=True)
 
     @contextmanager
     def saving(self) -> Iterator[Callable[[Outcome, int], None]]:
@@ -230,31 +337,6 @@ class _Workplace:
             if noted:
                 write()
 
-    def begin(self, request: dict[str, Any], shape: tuple[int, ...], dtype: np.dtype, *, force: bool) -> None:
-        """Makes the place, or goes on in it if the same request began it."""
-        request_path = self.root / "request.json"
-        if request_path.is_file():
-            if json.loads(request_path.read_text(encoding="utf-8")) == request and self.cubes_path.is_file():
-                return
-            if not force:
-                raise InputError(
-                    f"{self.root} was begun from other candidates or for other cubes. "
-                    "Pass --force to start over, or choose another path."
-                )
-        elif (
-            self.root.exists()
-            and not force
-            and {path.name for path in self.root.iterdir()} - {"store", "done"}
-        ):
-            raise InputError(f"{self.root} is in the way. Remove it, or choose another path.")
-        if self.root.exists():
-            shutil.rmtree(self.root)
-        self.store.mkdir(parents=True)
-        (self.root / "done").mkdir()
-        # Sparse: rows that are never cut take no room.
-        np.lib.format.open_memmap(self.cubes_path, mode="w+", dtype=dtype, shape=shape).flush()
-        write_json(request_path, request)
-
     def check_room(self, needed_bytes: int) -> None:
         """Refuses a disk on which the cubes still to be cut have no room."""
         free_bytes = shutil.disk_usage(self.root).free
@@ -271,16 +353,19 @@ class _Workplace:
         because two machines that write to one page of a shared file could undo each other's half.
         """
         size = cubes[0].nbytes
-        places = np.load(self.cubes_path, mmap_mode="r").offset + rows * size
-        with self.cubes_path.open("r+b") as file, locked(file, int(places.min()), int(places.max()) + size):
-            for place, cube in zip(places.tolist(), cubes, strict=True):
-                file.seek(place)
-                file.write(cube.tobytes())
+        with _WRITING, self.cubes_path.open("r+b") as file:
+            places = np.load(self.cubes_path, mmap_mode="r").offset + rows * size
+            span = int(places.min()), int(places.max()) + size
+            with locked(file, *span) if self.is_shared else nullcontext():
+                for place, cube in zip(places.tolist(), cubes, strict=True):
+                    file.seek(place)
+                    file.write(cube.tobytes())
 
     def clear_cubes(self, rows: NDArray[np.intp]) -> None:
         """Makes rows zero again that an earlier run may have cut, from files that have changed since."""
-        cubes = np.load(self.cubes_path, mmap_mode="r")
-        cut = [row for row in rows.tolist() if cubes[row].any()]
+        with _WRITING:
+            cubes = np.load(self.cubes_path, mmap_mode="r")
+            cut = [row for row in rows.tolist() if cubes[row].any()]
         if cut:
             self.write_cubes(np.array(cut), np.zeros((len(cut), *cubes.shape[1:]), cubes.dtype))
 
@@ -309,7 +394,8 @@ def _cut_scan(job: _Job) -> Outcome:
     files: list[list[str | int]] = []
     checksum = ""
     try:
-        files, checksum = _look_at(job.source), _checksum(job.source)
+        paths = files_of(*job.source)
+        files, checksum = _look_at(paths), sha256(*paths)
         volume = read_volume(*job.source)
     except (InputError, OSError, MemoryError) as error:
         is_inside = np.zeros(len(job.rows), bool)
@@ -337,26 +423,33 @@ def _still_good(
     good = {uid: outcome for uid, outcome in cut.items() if _is_unchanged(outcome, sources[uid])}
     changed = sorted(set(cut) - set(good))
     if changed:
-        say(f"{len(changed)} scans have changed since they were cut, and are cut again: {', '.join(changed)}")
+        some = ", ".join(changed[:3]) + (", ..." if len(changed) > 3 else "")
+        say(f"Cut again because they have changed since: {len(changed)} of the scans: {some}")
     return good
 
 
 def _is_unchanged(outcome: Outcome, source: ScanSource) -> bool:
     """Whether a scan's files hold what they held: by size and time, or else by their checksum."""
     try:
-        return _look_at(source) == outcome.files or _checksum(source) == outcome.sha256
+        paths = files_of(*source)
+        return _look_at(paths) == outcome.files or sha256(*paths) == outcome.sha256
     except (InputError, OSError):
         return False
 
 
-def _look_at(source: ScanSource) -> list[list[str | int]]:
-    """`Outcome.files` of a scan."""
-    files = [(path, path.stat()) for path in files_of(*source)]
+def _is_as_noted(outcome: Outcome, source: ScanSource) -> bool:
+    """The same, without looking for its files again unless those known have changed."""
+    try:
+        is_as_noted = _look_at([Path(str(path)) for path, *_ in outcome.files]) == outcome.files
+    except OSError:
+        return False
+    return is_as_noted or _is_unchanged(outcome, source)
+
+
+def _look_at(paths: Sequence[Path]) -> list[list[str | int]]:
+    """`Outcome.files` of the files of a scan."""
+    files = [(path, path.stat()) for path in paths]
     return [[str(path), found.st_size, found.st_mtime_ns] for path, found in files]
-
-
-def _checksum(source: ScanSource) -> str:
-    return sha256(*files_of(*source))
 
 
 def _describe(
@@ -404,4 +497,5 @@ def _request(candidates: pd.DataFrame, stored: CubeFormat) -> dict[str, Any]:
     """What the store is made from, beside the scans, to know an unfinished one again."""
     digest = hashlib.sha256("\n".join(candidates["seriesuid"]).encode())
     digest.update(candidates[[*COORDINATES, "class"]].to_numpy(float).tobytes())
-    return {"format": FORMAT, **asdict(stored), "candidates_sha256": digest.hexdigest()}
+    digest.update(json.dumps(asdict(stored)).encode())
+    return {"format": FORMAT, **asdict(stored), "sha256": digest.hexdigest()}

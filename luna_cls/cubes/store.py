@@ -25,6 +25,7 @@ OK, NO_SCAN, UNREADABLE, OUTSIDE = "ok", "no_scan", "unreadable", "outside"
 
 CubeType = Literal["int16", "uint8"]
 
+_WIDEST_MARGIN_VOX = 100
 _LEVELS = 255
 _HU_OF_LEVEL = np.rint(np.linspace(*WINDOW_HU, _LEVELS + 1)).astype(np.int16)
 
@@ -37,7 +38,7 @@ class CubeFormat:
         spec: The cubes that a model reads.
         margin_vox: Voxels kept around each of them on every side, to shift, scale and turn it within.
         dtype: "int16" holds HU; "uint8" the window from -1000 to 400 HU in 256 levels, in half the room,
-            each within 2.8 HU of what it was.
+            each within 3 HU of what it was.
 
     Raises:
         InputError: If the margin is negative, or the type another.
@@ -48,8 +49,8 @@ class CubeFormat:
     dtype: CubeType = "int16"
 
     def __post_init__(self) -> None:
-        if self.margin_vox < 0:
-            raise InputError(f"A margin is 0 voxels or more. Received: {self.margin_vox}.")
+        if not 0 <= self.margin_vox <= _WIDEST_MARGIN_VOX:
+            raise InputError(f"A margin is of 0 to {_WIDEST_MARGIN_VOX} voxels. Received: {self.margin_vox}.")
         if self.dtype not in get_args(CubeType):
             raise InputError(
                 f"Cubes are stored as {' or '.join(get_args(CubeType))}. Received: {self.dtype}."
@@ -86,11 +87,13 @@ class CubeStore:
         format: How the cubes are stored.
         candidates: Table `seriesuid, coordX, coordY, coordZ, class, fold, status`; row i is cube i.
             A row whose status is not "ok" has no cube (all zeros).
+        checksum: SHA-256 of all that decides what the cubes are: format, candidates, the scans' files.
     """
 
     path: Path
     format: CubeFormat
     candidates: pd.DataFrame
+    checksum: str = ""
 
     @classmethod
     def open(cls, path: str | Path) -> CubeStore:
@@ -107,6 +110,7 @@ class CubeStore:
             made_by = facts["format"]
             if made_by == FORMAT:
                 stored = CubeFormat(CubeSpec(**facts["spec"]), facts["margin_vox"], facts["dtype"])
+                checksum = facts["checksum"]
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path}/store.json is damaged: {error!r}. Prepare it again.") from error
         if made_by != FORMAT:
@@ -116,7 +120,7 @@ class CubeStore:
         candidates = read_csv(path / "candidates.csv", (*CANDIDATE_COLUMNS, "fold"), "candidates")
         if "status" not in candidates.columns:
             raise InputError(f"{path}/candidates.csv lacks the column status. Prepare it again.")
-        store = cls(path, stored, candidates)
+        store = cls(path, stored, candidates, checksum)
         shape = len(candidates), *stored.with_margin.shape_zyx
         if store.cubes.shape != shape or store.cubes.dtype != stored.dtype:
             raise InputError(
@@ -147,8 +151,3 @@ class CubeStore:
     def failures(self) -> pd.DataFrame:
         """What has no cube and why: `seriesuid, row, status, reason`; without row, the whole scan."""
         return pd.read_csv(self.path / "failures.csv", dtype={"seriesuid": str, "row": "Int64"})
-
-    @property
-    def checksum(self) -> str:
-        """SHA-256 of all that decides what the cubes are: their format, the candidates, the scans' files."""
-        return json.loads((self.path / "store.json").read_text(encoding="utf-8"))["checksum"]

@@ -80,7 +80,9 @@ def find_csv(root: Path, name: str) -> Path:
         path = root / folder / name
         if path.is_file():
             return path
-    raise InputError(f"No {name} in {root}, its CSVFILES or its evaluationScript/annotations.")
+    raise InputError(
+        f"No {name} in {root}, its CSVFILES or its evaluationScript/annotations. Put it there, or name it."
+    )
 
 
 def read_candidates(path: Path, *, labelled: bool = True) -> pd.DataFrame:

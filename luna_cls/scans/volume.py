@@ -109,8 +109,8 @@ def files_of(path: Path, series_uid: str) -> list[Path]:
     """
     if path.is_dir():
         return dicom.files(path, series_uid)
-    parts = {".mhd": metaimage.files, ".nhdr": nrrd.files}.get(_ending(path) or "")
-    return parts(path) if parts else [path]
+    parts = {".mhd": metaimage, ".mha": metaimage, ".nrrd": nrrd, ".nhdr": nrrd}.get(_ending(path) or "")
+    return parts.files(path) if parts else [path]
 
 
 def find_scans(paths: Iterable[str | Path]) -> list[ScanSource]:

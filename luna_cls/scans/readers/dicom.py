@@ -11,7 +11,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from luna_cls.errors import InputError
-from luna_cls.scans.readers.itk import Voxels, grid_of
+from luna_cls.scans.readers.itk import Voxels, file_name, grid_of
 
 _PREAMBLE_BYTES = 128
 _SAME_PLACE_MM = 0.01
@@ -123,7 +123,7 @@ def _says_ct(path: Path) -> bool:
 
 def _read_header(reader: sitk.ImageFileReader, path: Path) -> Slice | None:
     """The header of a slice; None if it is of another kind, as a report or a segmentation."""
-    reader.SetFileName(str(path))
+    reader.SetFileName(file_name(path))
     try:
         reader.ReadImageInformation()
         width, height = reader.GetSize()[:2]
@@ -207,7 +207,7 @@ def _pixels(folder: Path, slices: list[Slice]) -> NDArray[np.int32]:
     """HU `(z, y, x)`, each slice with its own slope and intercept."""
     reader = sitk.ImageSeriesReader()
     reader.SetImageIO("GDCMImageIO")
-    reader.SetFileNames([str(one.path) for one in slices])
+    reader.SetFileNames([file_name(one.path) for one in slices])
     try:
         return sitk.GetArrayFromImage(reader.Execute())
     except RuntimeError as error:

@@ -55,12 +55,25 @@ def read_grid(path: Path, image_io: str) -> Grid:
 def _reader(path: Path, image_io: str) -> sitk.ImageFileReader:
     reader = sitk.ImageFileReader()
     reader.SetImageIO(image_io)
-    reader.SetFileName(str(path))
+    reader.SetFileName(file_name(path))
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
         raise _refused(path, image_io, error) from error
     return reader
+
+
+def file_name(path: Path) -> str:
+    """A path as ITK takes it, which ends the process at one that is not UTF-8.
+
+    Raises:
+        InputError: If it is such a one.
+    """
+    try:
+        path.as_posix().encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{str(path)!a} is no name in UTF-8. Rename the file or its folder.") from error
+    return str(path)
 
 
 def _refused(path: Path, image_io: str, error: RuntimeError) -> InputError:

@@ -73,10 +73,12 @@ def read(path: Path) -> Voxels:
     if not _is_compressed(header):
         return read_image(path, "MetaImageIO")
     grid = read_grid(path, "MetaImageIO")
-    size = _unpacked_bytes(header)
-    if size is None or header.get("HeaderSize", "0") != "0":
-        raise InputError(f"{path}: packed data need a DimSize, a known ElementType and no HeaderSize.")
+    if header.get("ElementType") not in _TYPES or header.get("HeaderSize", "0") != "0":
+        raise InputError(f"{path}: packed data need a known ElementType and no HeaderSize.")
     dtype = np.dtype(_TYPES[header["ElementType"]]).newbyteorder(">" if _is_big_endian(header) else "<")
+    size = math.prod(grid.shape_zyx) * dtype.itemsize
+    if size != _unpacked_bytes(header):
+        raise InputError(f"{path}: DimSize must be three positive numbers. Received: {header['DimSize']}.")
     values = _unpacked(header, data, size).view(dtype).reshape(grid.shape_zyx)
     return Voxels(values.astype(dtype.newbyteorder("="), copy=False), grid)
 
@@ -87,7 +89,10 @@ def _unpacked(header: dict[str, str], data: _Data, size: int) -> NDArray[np.uint
     ITK takes half as long again, and hands out whatever the memory held where data do not unpack.
     """
     values, filled = np.empty(size, np.uint8), 0
-    left = _number(header, "CompressedDataSize") or data.path.stat().st_size - data.start
+    there = data.path.stat().st_size - data.start
+    left = min(_number(header, "CompressedDataSize") or there, there)
+    if left < 0:
+        raise InputError(f"{data.path}: CompressedDataSize cannot be negative. Received: {left}.")
     stream = isal_zlib.decompressobj()
     try:
         with data.path.open("rb", buffering=0) as file:
