@@ -9,7 +9,7 @@ SOURCES := luna_cls tests benchmarks
 
 # Losses and metrics are for every backend of Keras.
 BACKEND_TESTS := tests/test_losses.py tests/test_soft_confusion.py tests/test_metrics.py tests/test_distribution.py
-BACKEND_NEEDS := 'keras >= 3.15.1' numpy scipy pandas scikit-learn SimpleITK isal pydantic tomli-w pytest hypothesis
+BACKEND_NEEDS := 'keras >= 3.15.1' numpy scipy pandas scikit-learn SimpleITK nibabel isal pydantic tomli-w pytest hypothesis
 jax_NEEDS := 'jax >= 0.5'
 torch_NEEDS := 'torch == 2.13.0'
 peers_NEEDS := $(torch_NEEDS) 'torchio == 1.2.1' 'monai[itk] == 1.6.1'
