@@ -107,14 +107,48 @@ def phantom(
     out: Annotated[Path, typer.Argument(help="The folder to make.")],
     scans: Annotated[int, typer.Option(help="How many scans.")] = 20,
     seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
+    imbalance: Annotated[
+        int, typer.Option(help="Candidates on no nodule for each that is on one. LUNA16 has 484.")
+    ] = 100,
+    nodules: Annotated[
+        int | None, typer.Option(help="Nodules in each scan.", show_default="0 to 12, as LUNA16")
+    ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="512 x 512 pixels and up to 320 slices, as LUNA16; else 400, 130.")
+    ] = False,
+    preview: Annotated[
+        bool, typer.Option("--preview", help="Draw OUT/preview_scans.png and OUT/preview_candidates.png.")
+    ] = False,
     workers: Workers = None,
     force: Force = False,
 ) -> int:
     """Make synthetic chest CTs with nodules and look-alikes, laid out as LUNA16."""
-    from luna_cls.scans.phantom import write_phantom
+    from luna_cls.scans.phantom import Acquisition, write_phantom
 
     with _progress("Making scans") as on_progress:
-        write_phantom(out, scans, seed, workers=workers, force=force, progress=on_progress)
+        made = write_phantom(
+            out,
+            scans,
+            seed,
+            imbalance=imbalance,
+            num_nodules=nodules,
+            workers=workers,
+            force=force,
+            progress=on_progress,
+            acquisition=Acquisition.full() if full else None,
+        )
+    _say(f"{made.num_on_nodules:,} candidates on nodules, {made.num_others:,} on none")
+    if made.num_others < imbalance * made.num_on_nodules:
+        _say(f"These are all the scans have: fewer than {imbalance} for each on a nodule.")
+    if preview:
+        from luna_cls.reports.contact_sheet import write_cube_sheet, write_scan_sheet
+        from luna_cls.scans.luna16 import LunaTree
+
+        tree = LunaTree.open(out)
+        candidates = tree.candidates()
+        write_scan_sheet(tree, candidates, out / "preview_scans.png")
+        write_cube_sheet(tree, candidates, out / "preview_candidates.png")
+        _print_path(out / "preview_scans.png")
     _print_path(out)
     return DONE
 

@@ -216,10 +216,23 @@ def test_what_was_found_beforehand_is_said_first(float32_policy):
 def forum_store(run_cli, tmp_path_factory):
     """Five phantom scans of whose nodules one is left in each: 1 candidate in 120."""
     folder = tmp_path_factory.mktemp("forum")
-    assert run_cli("phantom", folder / "luna", "--scans", "5", "--seed", "7").returncode == 0
+    phantom = [
+        "phantom",
+        folder / "luna",
+        "--scans",
+        "5",
+        "--seed",
+        "7",
+        "--nodules",
+        "1",
+        "--imbalance",
+        "150",
+    ]
+    assert run_cli(*phantom).returncode == 0
     table = pd.read_csv(folder / "luna" / "candidates_V2.csv")
     first = table[table["class"] == 1].drop_duplicates("seriesuid")
-    pd.concat([first, table[table["class"] == 0]]).to_csv(folder / "candidates.csv", index=False)
+    others = table[table["class"] == 0].groupby("seriesuid").head(119)
+    pd.concat([first, others]).to_csv(folder / "candidates.csv", index=False)
     made = run_cli("prepare", folder / "luna", folder / "store", "--candidates", folder / "candidates.csv")
     assert made.returncode == 0, made.stderr
     return folder / "store"

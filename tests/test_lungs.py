@@ -54,7 +54,7 @@ def chest():
 @pytest.fixture(scope="module")
 def phantom(tmp_path_factory):
     """A LUNA16 tree of two phantom scans with their own masks."""
-    return write_phantom(tmp_path_factory.mktemp("phantom") / "tree", 2, 3, workers=2)
+    return write_phantom(tmp_path_factory.mktemp("phantom") / "tree", 2, 3, num_nodules=4, workers=2).root
 
 
 def test_both_lungs_are_found_with_what_lies_in_them(chest):

@@ -1,24 +1,39 @@
 import hashlib
+import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from luna_cls.errors import InputError
+from luna_cls.files import COORDINATES
 from luna_cls.scans.grid import Grid
+from luna_cls.scans.luna16 import LunaTree
 from luna_cls.scans.phantom import Acquisition, write_phantom
-from luna_cls.scans.phantom.acquisition import draw_grid
+from luna_cls.scans.phantom.acquisition import THICKEST_MM, Protocol, acquire, draw_grid
+from luna_cls.scans.phantom.anatomy import make_anatomy
 from luna_cls.scans.phantom.build import Build
+from luna_cls.scans.phantom.candidates import detect
 from luna_cls.scans.phantom.lattice import Canvas, Lattice
-from luna_cls.scans.phantom.nodules import HU_RANGES, SITE_SHARES, draw_diameter_mm
+from luna_cls.scans.phantom.nodules import (
+    HU_RANGES,
+    MICRO_DIAMETERS_MM,
+    SITE_SHARES,
+    draw_count,
+    draw_diameter_mm,
+)
 from luna_cls.scans.phantom.scan import LEFT_LUNG, RIGHT_LUNG, make_scan, series_uid
 from luna_cls.scans.phantom.strokes import Brush
+from luna_cls.scans.phantom.tree import quotas_of
 from luna_cls.scans.readers import metaimage
 from luna_cls.scans.volume import read_volume
 
 # 45 slices of 3 mm hold half a chest; such a scan takes a third of a full one's time.
-COARSE = Acquisition((45, 45), (150, 200), (1.5, 1.7), (3.0,), noise_hu=(5.0, 10.0), candidates_per_scan=60)
+COARSE = Acquisition((45, 45), (150, 200), (1.5, 1.7), (3.0,), noise_hu=(5.0, 10.0))
 FLIPPED = Acquisition((45, 45), (150, 200), (1.5, 1.7), (3.0,), flipped_share=1.0)
 STRAIGHT = Acquisition((45, 45), (150, 200), (1.5, 1.7), (3.0,), flipped_share=0.0)
 NUM_SCANS = 2
@@ -28,13 +43,18 @@ SEED = 5
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
     return write_phantom(
-        tmp_path_factory.mktemp("phantom") / "one", NUM_SCANS, SEED, workers=1, acquisition=COARSE
-    )
+        tmp_path_factory.mktemp("phantom") / "one",
+        NUM_SCANS,
+        SEED,
+        num_nodules=4,
+        workers=1,
+        acquisition=COARSE,
+    ).root
 
 
 @pytest.fixture(scope="module")
 def scans():
-    return [make_scan(SEED, index, COARSE) for index in range(5)]
+    return [make_scan(SEED, index, COARSE, num_nodules=4) for index in range(5)]
 
 
 def _digests(folder):
@@ -45,6 +65,14 @@ def _digests(folder):
     }
 
 
+def _centers_xyz_mm(nodules):
+    return np.reshape([nodule.center_xyz_mm for nodule in nodules], (-1, 3))
+
+
+def _diameters_mm(nodules):
+    return np.array([nodule.diameter_mm for nodule in nodules])
+
+
 def _hu_at(scan, points_xyz_mm):
     places = np.rint(scan.volume.grid.to_voxel_zyx(points_xyz_mm)).astype(int)
     return scan.volume.hu[tuple(places.T)].astype(float)
@@ -53,35 +81,36 @@ def _hu_at(scan, points_xyz_mm):
 @pytest.mark.slow
 def test_workers_do_not_change_a_byte(tree, tmp_path):
     """Two processes write the very files that one writes."""
-    again = write_phantom(tmp_path / "two", NUM_SCANS, SEED, workers=2, acquisition=COARSE)
+    again = write_phantom(tmp_path / "two", NUM_SCANS, SEED, num_nodules=4, workers=2, acquisition=COARSE)
 
-    assert _digests(again) == _digests(tree)
+    assert _digests(again.root) == _digests(tree)
 
 
 def test_a_scan_does_not_depend_on_how_many_there_are(tree, tmp_path):
     """The first scan of two is the only scan of one."""
-    alone = write_phantom(tmp_path / "alone", 1, SEED, workers=1, acquisition=COARSE)
+    alone = write_phantom(tmp_path / "alone", 1, SEED, num_nodules=4, workers=1, acquisition=COARSE)
 
     of_two = _digests(tree)
-    scans = {name: digest for name, digest in _digests(alone).items() if name.endswith(("mhd", "zraw"))}
+    scans = {name: digest for name, digest in _digests(alone.root).items() if name.endswith(("mhd", "zraw"))}
     assert len(scans) == 4  # a scan and its mask, two files each
     assert scans.items() <= of_two.items()
 
 
 def test_another_seed_gives_another_scan():
     """Seeds 1 and 2 share no UID, and no diameter."""
-    first, second = make_scan(1, 0, COARSE), make_scan(2, 0, COARSE)
+    first, second = (make_scan(seed, 0, COARSE, num_nodules=4) for seed in (1, 2))
 
     assert first.volume.series_uid != second.volume.series_uid
-    assert not set(first.nodule_diameters_mm) & set(second.nodule_diameters_mm)
+    assert not set(_diameters_mm(first.nodules)) & set(_diameters_mm(second.nodules))
 
 
 def test_the_tree_has_the_layout_of_luna16(tree):
-    """Scan i lies in subset i % 10, its mask in seg-lungs-LUNA16, and the CSVs beside them."""
+    """Scan i lies in subset i % 10, its mask in seg-lungs-LUNA16, and the tables beside them."""
     uids = [series_uid(SEED, 0), series_uid(SEED, 1)]
 
     assert sorted(path.name for path in tree.iterdir()) == sorted(
-        ["annotations.csv", "candidates_V2.csv", "phantom.json", "seriesuids.csv", "seg-lungs-LUNA16"]
+        ["annotations.csv", "annotations_excluded.csv", "candidates_V2.csv", "seriesuids.csv"]
+        + ["nodules.csv", "scans.csv", "phantom.json", "seg-lungs-LUNA16"]
         + [f"subset{number}" for number in range(10)]
     )
     assert (tree / "subset0" / f"{uids[0]}.mhd").is_file()
@@ -146,75 +175,242 @@ def test_uids_are_valid_dicom_and_stay():
 
 
 def test_labels_follow_the_rule(scans):
-    """A candidate is a nodule exactly if it is nearer its centre than half its diameter."""
+    """A mark is a nodule's exactly if it is nearer its centre than its radius, and every nodule has one."""
     for scan in scans:
-        offsets = scan.candidates_xyz_mm[:, None] - scan.nodule_centers_xyz_mm
-        inside = np.linalg.norm(offsets, axis=2) < scan.nodule_diameters_mm / 2
+        centers, radii = _centers_xyz_mm(scan.nodules), _diameters_mm(scan.nodules) / 2
+        for marks, is_nodule in ((scan.marks_xyz_mm, True), (scan.others_xyz_mm, False)):
+            inside = np.linalg.norm(marks[:, None] - centers, axis=2) < radii
+            assert (inside.any(axis=1) == is_nodule).all()
+            if is_nodule:
+                assert inside.any(axis=0).all()
 
-        np.testing.assert_array_equal(scan.candidate_classes, inside.any(axis=1))
-        assert (inside.sum(axis=0) >= 1).all()  # every nodule has a candidate
-        assert (inside.sum(axis=0) <= 2).all()
 
-
-def test_candidates_are_many_apart_and_inside(scans):
-    """60 look-alikes were asked for: all lie in the volume, 5 mm from one another."""
+def test_others_are_what_the_detector_finds(scans):
+    """Hundreds a scan, all in the volume; half of the first 200 are among the 200 it is surest of."""
     for scan in scans:
-        others = scan.candidates_xyz_mm[scan.candidate_classes == 0]
-        gaps = np.linalg.norm(others[:, None] - others, axis=2) + 1e3 * np.eye(len(others))
+        hu = np.where(scan.volume.hu < -1024, np.int16(-1000), scan.volume.hu)
+        found = detect(replace(scan.volume, hu=hu), None, np.random.default_rng(0))
 
-        assert scan.volume.grid.contains(scan.candidates_xyz_mm).all()
-        assert len(others) == 60
-        assert gaps.min() >= 5
+        assert len(scan.others_xyz_mm) > 200
+        assert scan.volume.grid.contains(scan.others_xyz_mm).all()
+        assert {*map(tuple, scan.others_xyz_mm)} <= {*map(tuple, found)}
+
+
+def test_the_detector_keeps_half_of_the_surest_and_some_of_all(scans):
+    """Of 200 points kept, 95 to 140 are among its 200 best, and the others come from all the rest."""
+    from luna_cls.scans.lungs import find_lungs
+    from luna_cls.scans.proposals import propose
+
+    volume = replace(
+        scans[0].volume, hu=np.where(scans[0].volume.hu < -1024, np.int16(-1000), scans[0].volume.hu)
+    )
+    ranked = propose(volume, find_lungs(volume), 10_000)[COORDINATES].to_numpy()
+    rank = {tuple(point): number for number, point in enumerate(ranked)}
+
+    kept = np.array([rank[tuple(point)] for point in detect(volume, None, np.random.default_rng(0))])
+
+    assert sorted(kept) == list(range(len(ranked)))
+    assert 95 <= (kept[:200] < 200).sum() <= 140
+    assert kept[:200].max() > 0.8 * len(ranked)
+
+
+def test_as_many_are_kept_as_asked(tree, tmp_path):
+    """30 are kept for each on a nodule if 30 are asked for, as many of each scan within one; else 100."""
+    made = write_phantom(
+        tmp_path / "some", 2, SEED, imbalance=30, num_nodules=4, workers=1, acquisition=COARSE
+    )
+    table = pd.read_csv(made.root / "candidates_V2.csv")
+    others = table[table["class"] == 0].groupby("seriesuid").size()
+
+    assert made.num_on_nodules == (table["class"] == 1).sum() > 7
+    assert made.num_others == others.sum() == 30 * made.num_on_nodules
+    assert others.max() - others.min() <= 1
+
+    written = json.loads((tree / "phantom.json").read_text())
+    assert written["other_candidates"] == 100 * written["candidates_on_nodules"]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=8), st.integers(0, 500))
+def test_quotas_are_fair(have, wanted):
+    """They sum to what is wanted, or to all there is; only a scan that has less gives less."""
+    quotas = np.array(quotas_of(have, wanted))
+
+    assert quotas.sum() == min(wanted, sum(have))
+    assert (quotas >= 0).all()
+    assert (quotas <= have).all()
+    short = quotas < have
+    if short.any():
+        assert quotas[short].min() >= quotas.max() - 1
 
 
 def test_nodules_lie_in_lungs(scans):
     """The voxel at every annotated centre is in the lung mask."""
     for scan in scans:
-        places = np.rint(scan.volume.grid.to_voxel_zyx(scan.nodule_centers_xyz_mm)).astype(int)
+        centers = _centers_xyz_mm(scan.nodules)
+        places = np.rint(scan.volume.grid.to_voxel_zyx(centers)).astype(int)
+        assert len(centers) >= 3
         assert (scan.lungs[tuple(places.T)] > 0).all()
 
 
-def test_nodules_do_not_overlap(scans):
-    """Two centres are further apart than both radii together."""
+def test_nothing_overlaps(scans):
+    """Two nodules, counted or too small to count, are further apart than both radii together."""
     for scan in scans:
-        centers, radii = scan.nodule_centers_xyz_mm, scan.nodule_diameters_mm / 2
+        both = scan.nodules + scan.micronodules
+        centers, radii = _centers_xyz_mm(both), _diameters_mm(both) / 2
         gaps = np.linalg.norm(centers[:, None] - centers, axis=2) - radii[:, None] - radii
         assert (gaps[~np.eye(len(radii), dtype=bool)] > 0).all()
 
 
-def test_nodules_are_brighter_than_lung(scans):
-    """A nodule is 60 HU over lung at its centre; one over 6 mm has the HU of its kind."""
-    tolerance_hu = 90  # blur, a voxel of 1.6 x 1.6 x 3 mm off the centre, and noise
-    checked = 0
+def test_nodules_have_the_hu_of_their_kind():
+    """Over 8 mm, the median around the centre is what the kind says, within 120 HU for blur and noise."""
+    checked = dict.fromkeys(HU_RANGES, 0)
+    for index in range(6):
+        scan = make_scan(11, index, COARSE, num_nodules=14)
+        for nodule in scan.nodules:
+            if nodule.diameter_mm < 8:
+                continue
+            steps_mm = np.mgrid[-2:3, -2:3, -2:3].reshape(3, -1).T / 8 * nodule.diameter_mm
+            hu = np.median(_hu_at(scan, nodule.center_xyz_mm + steps_mm))
+            low, high = HU_RANGES[nodule.kind]
+            if nodule.kind in ("part-solid", "calcified"):  # some of it core, some not
+                low, high = min(low, 20), max(high, 60)
+            if nodule.kind == "cavitary":
+                low, high = -930, 60
+            assert low - 120 < hu < high + 120, nodule
+            checked[nodule.kind] += 1
+
+    assert checked["solid"] > 5
+    assert sum(checked.values()) > 12
+
+
+def test_nodules_touch_what_they_are_said_to_touch(scans):
+    """A nodule on the pleura lies within its radius of the lung's edge; a free one does not."""
+    from scipy.ndimage import distance_transform_edt
+
     for scan in scans:
-        centers_hu = _hu_at(scan, scan.nodule_centers_xyz_mm)
-        lung_hu = np.median(scan.volume.hu[scan.lungs > 0])
-        for hu, kind, diameter in zip(centers_hu, scan.nodule_kinds, scan.nodule_diameters_mm, strict=True):
-            assert hu > lung_hu + 60
-            if diameter > 6:
-                assert hu > HU_RANGES[kind][0] - tolerance_hu
-                checked += 1
+        depth_mm = distance_transform_edt(scan.lungs > 0, sampling=scan.volume.grid.spacing_xyz_mm[::-1])
+        for nodule in scan.nodules:
+            place = np.rint(scan.volume.grid.to_voxel_zyx(nodule.center_xyz_mm)).astype(int)
+            from_edge_mm = depth_mm[tuple(place)] - nodule.diameter_mm / 2
+            if nodule.attachment == "pleura":
+                assert from_edge_mm < 3  # a slice
+            elif nodule.attachment == "free":
+                assert from_edge_mm > -1
 
-    assert checked >= 5
 
-
-def test_most_nodules_are_small_and_many_touch_the_pleura():
-    """Shares follow LUNA16: 42 % below 6 mm, 24 % from 10 mm, within 5 points in 2,000 draws."""
+def test_sizes_and_counts_are_those_of_luna16():
+    """42 % below 6 mm and 24 % from 10 mm; a third of scans without a nodule, none with over 12."""
     rng = np.random.default_rng(0)
-    diameters_mm = np.array([draw_diameter_mm(rng) for _ in range(2000)])
+    diameters_mm = np.array([draw_diameter_mm(rng) for _ in range(4000)])
+    counts = np.array([draw_count(rng) for _ in range(4000)])
 
-    assert abs((diameters_mm < 6).mean() - 0.42) < 0.05
-    assert abs((diameters_mm >= 10).mean() - 0.24) < 0.05
-    assert diameters_mm.min() >= 3
-    assert diameters_mm.max() <= 30
+    assert abs((diameters_mm < 6).mean() - 0.42) < 0.03
+    assert abs((diameters_mm >= 10).mean() - 0.24) < 0.03
+    assert diameters_mm.min() >= 3.2
+    assert diameters_mm.max() <= 32
+    assert abs((counts == 0).mean() - 0.33) < 0.03
+    assert counts.max() == 12
     assert SITE_SHARES["pleura"] >= 0.3
     assert sum(SITE_SHARES.values()) == pytest.approx(1)
+
+
+def test_the_sidecars_tell_what_is_in_a_scan(tree, scans):
+    """nodules.csv has a row for each annotation, scans.csv for each scan; small ones are excluded."""
+    annotations = pd.read_csv(tree / "annotations.csv")
+    nodules = pd.read_csv(tree / "nodules.csv")
+    excluded = pd.read_csv(tree / "annotations_excluded.csv")
+    about = pd.read_csv(tree / "scans.csv")
+
+    pd.testing.assert_frame_equal(nodules[annotations.columns], annotations)
+    assert set(nodules["kind"]) <= set(HU_RANGES)
+    assert set(nodules["attachment"]) <= set(SITE_SHARES)
+    assert about["num_nodules"].tolist() == [len(scan.nodules) for scan in scans[:2]]
+    assert about["noise_hu"].between(5, 10).all()
+    small = excluded.loc[excluded["diameter_mm"] > 0, "diameter_mm"]
+    assert small.between(*MICRO_DIAMETERS_MM).all()
+    assert len(small) == sum(len(scan.micronodules) for scan in scans[:2])
+    assert (excluded["diameter_mm"] == -1).sum() == sum(len(scan.mimics_xyz_mm) for scan in scans[:2])
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 10**6))
+def test_protocols_stay_in_bounds(seed):
+    """Slices are no thinner than their distance nor thicker than 3 mm; noise is 8 to 70 HU."""
+    rng = np.random.default_rng(seed)
+    grid = draw_grid(Acquisition(), Build.draw(rng), rng)
+
+    protocol = Protocol.draw(Acquisition(), grid, rng)
+
+    assert grid.spacing_xyz_mm[2] <= protocol.thickness_mm <= THICKEST_MM
+    assert 8 <= protocol.noise_hu <= 70
+    assert protocol.pad_hu in (0, -2048, -3024)
+    assert (protocol.enhancement > 0) <= (protocol.kernel_mm < 0.48)
+
+
+@pytest.fixture(scope="module")
+def stage():
+    """An empty scan on a coarse grid, and the chest it is of."""
+    rng = np.random.default_rng(4)
+    build = Build.draw(rng)
+    canvas = Canvas(draw_grid(STRAIGHT, build, rng))
+    return canvas, make_anatomy(Lattice.covering(canvas.grid), build, rng)
+
+
+PLAIN = Protocol(0.5, 0.0, 3.0, 1e-3, metal=False, beat_mm=0.0, breath_mm=0.0, pad_hu=0)
+
+
+def _acquired(stage, protocol, hu=-800.0):
+    canvas, anatomy = stage
+    field = np.full(canvas.grid.shape_zyx, hu, np.float32)
+    return acquire(field, canvas, anatomy, protocol, np.random.default_rng(0)).astype(float)
+
+
+def test_noise_is_as_strong_as_the_protocol_says(stage):
+    """30 HU in the middle, within a quarter; a tenth of it at the most without noise."""
+    z, y, x = np.array(stage[0].grid.shape_zyx) // 2
+    middle = np.s_[: z + 1, y - 20 : y + 20, x - 20 : x + 20]
+
+    noisy = _acquired(stage, replace(PLAIN, noise_hu=30.0))[middle].std()
+
+    assert 0.75 * 30 < noisy < 1.35 * 30
+    assert _acquired(stage, PLAIN)[middle].std() < 1
+
+
+def test_metal_throws_streaks_over_few_slices(stage):
+    """Some voxels at the scanner's limit; at most 18 mm of slices differ from a scan without."""
+    hu = _acquired(stage, replace(PLAIN, metal=True))
+    changed = np.abs(hu + 800).max(axis=(1, 2)) > 5
+
+    assert hu.max() > 2000
+    assert 1 <= changed.sum() <= 18 / 3 + 2  # and a slice either side by blur
+
+
+def test_motion_smears_only_what_moves(stage):
+    """A bright plane beside the heart fades when it beats; the same plane at the apex does not."""
+    canvas, anatomy = stage
+    heart_mm = anatomy.lattice.onto(anatomy.heart_mm, canvas)
+    stripes = np.where(np.arange(canvas.grid.shape_zyx[2]) % 8 < 2, 0.0, -800.0)
+
+    still, moved = (_acquired(stage, replace(PLAIN, beat_mm=beat_mm), stripes) for beat_mm in (0.0, 6.5))
+
+    assert np.abs(moved - still)[heart_mm < 0].max() > 100
+    assert np.abs(moved - still)[heart_mm > 45].max() < 5
+
+
+def test_padding_lies_outside_the_circle(stage):
+    """The corners hold -3024, the middle does not; without padding nothing is below -1024."""
+    padded = _acquired(stage, replace(PLAIN, pad_hu=-3024))
+
+    assert (padded[:, 0, 0] == -3024).all()
+    assert padded[:, padded.shape[1] // 2, padded.shape[2] // 2].min() > -1024
+    assert _acquired(stage, PLAIN).min() >= -1024
 
 
 @pytest.mark.parametrize("acquisition", [STRAIGHT, FLIPPED], ids=["straight", "flipped"])
 def test_left_is_left_however_the_scan_lies(acquisition):
     """The left lung lies 80 to 160 mm further along x, and most bone further along y."""
-    scan = make_scan(3, 0, acquisition)
+    scan = make_scan(3, 0, acquisition, num_nodules=0)
     grid, hu = scan.volume.grid, scan.volume.hu
 
     def middle_xyz_mm(where):
@@ -248,8 +444,19 @@ def test_default_scans_have_the_promised_grids():
     assert shapes[:, 1:].max() <= 400
     assert spacings[:, :2].min() >= 0.65
     assert spacings[:, :2].max() <= 0.9
-    assert set(spacings[:, 2]) == {1.25, 1.5, 1.8, 2.0, 2.5}
+    assert set(spacings[:, 2]) == {1.0, 1.25, 1.5, 1.8, 2.0, 2.5, 3.0}
     assert 0.2 < np.mean([grid.direction[0, 0] < 0 for grid in grids]) < 0.3
+
+
+def test_full_scans_are_as_large_as_those_of_luna16():
+    """512 x 512 pixels of 0.5 to 0.9 mm, 100 to 320 slices of 0.6 to 3 mm."""
+    rng = np.random.default_rng(0)
+    grids = [draw_grid(Acquisition.full(), Build.draw(rng), rng) for _ in range(200)]
+
+    assert {grid.shape_zyx[1:] for grid in grids} == {(512, 512)}
+    assert all(100 <= grid.shape_zyx[0] <= 320 for grid in grids)
+    assert all(0.5 <= grid.spacing_xyz_mm[0] <= 0.9 for grid in grids)
+    assert {grid.spacing_xyz_mm[2] for grid in grids} >= {0.6, 1.25, 2.5, 3.0}
 
 
 def test_a_lattice_field_arrives_where_it_belongs():
@@ -307,6 +514,8 @@ def test_progress_counts_scans(tmp_path):
         ({"num_scans": 0, "seed": 0}, "num_scans must be at least 1. Received: 0."),
         ({"num_scans": 1, "seed": -1}, "seed must be at least 0. Received: -1."),
         ({"num_scans": 1, "seed": 0, "workers": 0}, "workers must be at least 1. Received: 0."),
+        ({"num_scans": 1, "seed": 0, "imbalance": 0}, "imbalance must be at least 1. Received: 0."),
+        ({"num_scans": 1, "seed": 0, "num_nodules": -1}, "num_nodules must be at least 0. Received: -1."),
     ],
 )
 def test_what_cannot_be_is_refused(tmp_path, arguments, message):
@@ -316,3 +525,16 @@ def test_what_cannot_be_is_refused(tmp_path, arguments, message):
 
     assert str(error.value) == message
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_preview_is_drawn(run_cli, tmp_path):
+    """`phantom --preview` leaves two pictures of some size; a scan without nodules has its sheet too."""
+    done = run_cli("phantom", tmp_path / "out", "--scans", "1", "--nodules", "0", "--preview")
+
+    assert done.returncode == 0, done.stderr
+    assert "0 candidates on nodules, 100 on none" in done.stderr
+    for name in ("preview_scans.png", "preview_candidates.png"):
+        assert (tmp_path / "out" / name).stat().st_size > 10_000
+    assert pd.read_csv(tmp_path / "out" / "annotations.csv").empty
+    assert len(LunaTree.open(tmp_path / "out").candidates()) == 100

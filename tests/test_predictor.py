@@ -109,7 +109,7 @@ def test_predictions_are_those_of_training(predicted, run):
 @pytest.mark.slow
 def test_without_a_list_points_are_proposed(run, tmp_path, run_cli):
     """Of a phantom scan up to 600 points in its lungs are scored, each a finding, best first."""
-    tree = write_phantom(tmp_path / "tree", 1, 5, workers=1)
+    tree = write_phantom(tmp_path / "tree", 1, 5, workers=1).root
     (path,) = tree.glob("subset*/*.mhd")
 
     done = run_cli("predict", run / "model.keras", path, "--out", tmp_path / "out")

@@ -63,7 +63,7 @@ def write_cube_sheet(tree: LunaTree, candidates: pd.DataFrame, path: Path, most:
         of_class = candidates[candidates["class"] == label]
         rows.append(of_class.iloc[np.unique(np.linspace(0, len(of_class) - 1, most).astype(int))])
     shown = pd.concat(rows) if len(candidates) else candidates
-    cubes = {}
+    cubes: dict[Any, Picture] = {}
     for uid, points in shown.groupby("seriesuid"):
         cut = cut_cubes(read_volume(tree.scan_paths[str(uid)]), points[COORDINATES].to_numpy())
         cubes |= dict(zip(points.index, cut, strict=True))
@@ -87,8 +87,9 @@ def write_montage(groups: dict[str, Sequence[tuple[Picture, str]]], path: Path) 
     """
     heights = [max(1, -(-len(group) // CUBES_PER_ROW)) for group in groups.values()]
     figure = Figure(figsize=(CUBES_PER_ROW, sum(heights) + 0.4 * len(groups)), facecolor="black")
-    parts = figure.subfigures(len(groups), 1, height_ratios=[height + 0.4 for height in heights])
-    for part, (heading, group), height in zip(np.ravel(parts), groups.items(), heights, strict=True):
+    ratios = [height + 0.4 for height in heights]
+    parts = figure.subfigures(len(groups), 1, height_ratios=ratios, squeeze=False).ravel()
+    for part, (heading, group), height in zip(parts, groups.items(), heights, strict=True):
         part.set_facecolor("black")
         part.suptitle(heading, color="white", fontsize=11, y=1 - 0.05 / height)
         axes = part.subplots(
@@ -125,7 +126,9 @@ def _draw_scan(axes: Sequence[Any], volume: CTVolume, candidates: pd.DataFrame) 
         near = np.abs(points_zyx[:, plane] - place[plane]) * spacing_zyx_mm[plane] < 5
         for label in (0, 1):
             y, x = points_zyx[near & (is_nodule == label)][:, [rows, columns]].T
-            axis.plot(x, y, "o", markerfacecolor="none", markersize=5, markeredgewidth=0.7, color=COLOURS[label])
+            axis.plot(
+                x, y, "o", markerfacecolor="none", markersize=5, markeredgewidth=0.7, color=COLOURS[label]
+            )
     half = max(1, round(SLAB_MM / 2 / spacing_zyx_mm[1]))
     slab = hu[:, max(place[1] - half, 0) : place[1] + half].max(axis=1)
     _show(axes[3], slab, spacing_zyx_mm[0] / spacing_zyx_mm[2], upside_down=True)

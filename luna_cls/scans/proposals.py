@@ -87,7 +87,7 @@ def _blobs(fine: Images) -> Images:
 
 
 def _response(image: Images, diameter_vox: float, had_sigma_vox: float = 0.0) -> Images:
-    """Minus the scale-normalised Laplacian of Gaussian; `had_sigma_vox` is how smooth the image is already."""
+    """Minus the normalised Laplacian of Gaussian; `had_sigma_vox` is how smooth the image is already."""
     sigma = diameter_vox / (2 * np.sqrt(3))
     blurred = ndimage.gaussian_filter(image, np.sqrt(sigma**2 - had_sigma_vox**2), truncate=3.5)
     return -(sigma**2) * ndimage.laplace(blurred)

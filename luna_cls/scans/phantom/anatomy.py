@@ -34,8 +34,9 @@ class Anatomy:
         left: Whether a point is on the left lung's side.
         wall_mm: Distance to the rib cage's inner surface.
         mediastinum_mm: Distance to heart, great vessels, spine and what joins them.
+        heart_mm: Distance to the heart.
         diaphragm_mm: Distance to the diaphragm's upper surface.
-        fissure_mm: Signed distance to the oblique fissures.
+        fissure_mm: Signed distance to the nearest fissure.
         bone_mm: Distance to bone.
         tissue_hu: HU of everything but lung and bone.
         parenchyma_hu: HU of lung without its vessels.
@@ -47,6 +48,7 @@ class Anatomy:
     left: NDArray[np.bool_]
     wall_mm: Field
     mediastinum_mm: Field
+    heart_mm: Field
     diaphragm_mm: Field
     fissure_mm: Field
     bone_mm: Field
@@ -57,7 +59,7 @@ class Anatomy:
 def make_anatomy(lattice: Lattice, build: Build, rng: np.random.Generator) -> Anatomy:
     """Builds one person's chest on a lattice."""
     mesh = _warped(lattice, build, rng)
-    _, y, x = mesh
+    x = mesh[2]
     wall = _rib_cage(mesh) + 1.2 * lattice.noise(rng, 20) + 0.5 * lattice.noise(rng, 7)
     rib_mm = along_ribs(mesh, build)
     pleura = wall + build.bulge_mm * np.exp(-((rib_mm / 7) ** 2))
@@ -75,11 +77,12 @@ def make_anatomy(lattice: Lattice, build: Build, rng: np.random.Generator) -> An
         left=np.broadcast_to(x > 0, lung.shape),
         wall_mm=wall * size,
         mediastinum_mm=mediastinum * size,
+        heart_mm=heart(mesh, build) * size,
         diaphragm_mm=diaphragm * size,
         fissure_mm=_fissures(mesh) * size,
         bone_mm=bone * size,
         tissue_hu=soft_hu,
-        parenchyma_hu=_parenchyma(lattice, y, build, rng),
+        parenchyma_hu=_parenchyma(lattice, mesh, lung, build, rng),
     )
 
 
@@ -131,12 +134,27 @@ def _diaphragm(mesh: Mesh) -> Field:
 
 
 def _fissures(mesh: Mesh) -> Field:
+    """The oblique fissure of each lung, and the horizontal one of the right lung in front of it."""
     z, y, x = mesh
-    return ((z - 72) - 1.2 * y + 7 * np.sin(np.abs(x) / 22)) * 0.64  # 0.64: cosine of its slope
+    oblique = ((z - 72) - 1.2 * y + 7 * np.sin(np.abs(x) / 22)) * 0.64  # 0.64: cosine of its slope
+    level = np.where((x < 0) & (oblique > 0), z - 84 + 4 * np.sin(y / 18), np.float32(1e3))
+    nearest: Field = np.where(np.abs(level) < np.abs(oblique), level, oblique)
+    return nearest
 
 
-def _parenchyma(lattice: Lattice, y: Field, build: Build, rng: np.random.Generator) -> Field:
-    """Lung tissue: denser towards the back, where blood pools, and nowhere quite even."""
+def _parenchyma(lattice: Lattice, mesh: Mesh, lung: Field, build: Build, rng: np.random.Generator) -> Field:
+    """Lung tissue: denser towards the back, where blood pools, and nowhere quite even.
+
+    With emphysema it has holes, most of them near the apices; the lowest millimetres may be collapsed.
+    """
+    z, y, _ = mesh
     hu = build.parenchyma_hu + 0.45 * y + 16 * lattice.noise(rng, 22) + 10 * lattice.noise(rng, 6)
     holes = np.clip(lattice.noise(rng, 9) - 1.5, 0, 1)  # lobules that hold more air
-    return np.clip(hu - 60 * holes, -985, -600).astype(np.float32)
+    hu = hu - 60 * holes
+    if build.emphysema:
+        more = build.emphysema * np.clip(0.4 + z / 150, 0.2, 1.3)
+        hu = hu - 160 * more * np.clip(lattice.noise(rng, 10) - 0.4, 0, 1.2)
+    if build.dependent_hu:
+        lowest = np.exp(-((np.minimum(lung, 0) / 9) ** 2)) * np.clip((y - 25) / 30, 0, 1)
+        hu = hu + build.dependent_hu * lowest * np.clip(1 + 0.6 * lattice.noise(rng, 12), 0, 2)
+    return np.clip(hu, -990, -450).astype(np.float32)

@@ -41,6 +41,9 @@ class Build:
         rib_phase: Where ribs begin, in rib pitches.
         heart: Factor on the heart's size.
         bulge_mm: How far each rib pushes the pleura inwards.
+        emphysema: How much of the lung's tissue is lost, 0 in most.
+        dependent_hu: What collapse adds where the lung lies lowest, 0 in half of all.
+        arms_down: Whether the arms lie beside the chest.
     """
 
     size: float
@@ -51,6 +54,9 @@ class Build:
     rib_phase: float
     heart: float
     bulge_mm: float
+    emphysema: float
+    dependent_hu: float
+    arms_down: bool
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> Build:
@@ -64,6 +70,9 @@ class Build:
             rib_phase=rng.uniform(),
             heart=rng.uniform(0.9, 1.12),
             bulge_mm=rng.uniform(0.3, 2.5),
+            emphysema=float(rng.choice([0.0, 0.0, rng.uniform(0.3, 1)])),
+            dependent_hu=float(rng.choice([0.0, rng.uniform(60, 300)])),
+            arms_down=bool(rng.uniform() < 0.15),
         )
 
     @property

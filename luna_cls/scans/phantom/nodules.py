@@ -8,24 +8,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from luna_cls.scans.phantom.anatomy import Anatomy
-from luna_cls.scans.phantom.lattice import Canvas, Field, Floats
-from luna_cls.scans.phantom.strokes import Brush
+from luna_cls.scans.phantom.lattice import Box, Canvas, Field, Floats
+from luna_cls.scans.phantom.strokes import Brush, Distance
 from luna_cls.scans.phantom.vessels import Tree
 
-MEAN_PER_SCAN, MOST_PER_SCAN = 3.0, 6  # chosen: LUNA16 has 1.3 a scan, too few to learn from in a small set
-# Shares of diameters in LUNA16's annotations.csv: 3 to 6, 6 to 10, 10 to 30 mm.
-DIAMETER_EDGES_MM = (3.2, 6.0, 10.0, 30.0)
-DIAMETER_SHARES = (0.42, 0.34, 0.24)
+NONE_SHARE = 0.33  # of scans; 287 of LUNA16's 888 have no nodule
+# Chosen: 3.2 on average where there is one. LUNA16 has 2.0, too few to learn from in a small set.
+LAST_SHARE, MOST_PER_SCAN = 0.32, 12
+# Quantiles of the diameters in LUNA16's annotations.csv; 42 % lie below 6 mm, 24 % from 10.
+DIAMETER_QUANTILES = (0.0, 0.01, 0.10, 0.25, 0.42, 0.50, 0.76, 0.90, 0.99, 1.0)
+DIAMETERS_MM = (3.25, 3.6, 4.4, 5.1, 6.0, 6.4, 10.0, 15.5, 24.0, 32.0)
 # Chosen, after the mix of a screening population: solid nodules are about three in four.
-KIND_SHARES = {"solid": 0.70, "part-solid": 0.10, "ground-glass": 0.11, "calcified": 0.09}
-LEAST_SUBSOLID_MM = 6.0  # smaller ones drown in noise; what would have been one is solid
-SITE_SHARES = {"free": 0.32, "vessel": 0.23, "pleura": 0.45}
+KIND_SHARES = {"solid": 0.68, "part-solid": 0.09, "ground-glass": 0.10, "calcified": 0.09, "cavitary": 0.04}
+LEAST_MM = {"part-solid": 6.0, "ground-glass": 5.0, "cavitary": 8.0}  # smaller ones drown: solid instead
+SHAPE_SHARES = {"round": 0.40, "lobulated": 0.36, "spiculated": 0.24}
+LEAST_SPICULATED_MM = 6.0
+SITE_SHARES = {"free": 0.29, "vessel": 0.23, "pleura": 0.42, "fissure": 0.06}
 HU_RANGES = {
-    "solid": (0.0, 60.0),
-    "part-solid": (-620.0, -420.0),  # its outer part; the core is solid
-    "ground-glass": (-650.0, -400.0),
-    "calcified": (200.0, 700.0),
+    "solid": (-20.0, 70.0),
+    "part-solid": (-680.0, -420.0),  # its outer part; the core is solid
+    "ground-glass": (-720.0, -420.0),
+    "calcified": (150.0, 800.0),
+    "cavitary": (0.0, 60.0),  # its wall
 }
+# Chosen: standard deviation of a nodule's own unevenness.
+TEXTURE_HU = {"solid": 20.0, "part-solid": 40.0, "ground-glass": 40.0, "calcified": 20.0, "cavitary": 25.0}
+CAVITY_HU = -930.0
+# Findings that LUNA16 lists in annotations_excluded.csv: what was too small to be called a nodule.
+MICRO_DIAMETERS_MM, MICRO_PER_SCAN = (1.4, 2.9), 5
 GAP_MM = 4.0  # between two nodules' surfaces
 TRIES = 60  # places tried for a nodule before it is given up
 
@@ -38,7 +48,10 @@ class Nodule:
         center_xyz_mm: Its centre in the body frame.
         diameter_mm: Diameter of the sphere of its mean radius.
         kind: A key of `KIND_SHARES`.
-        hu: Its attenuation before the scanner blurs it.
+        shape: A key of `SHAPE_SHARES`.
+        attachment: A key of `SITE_SHARES`: what it touches.
+        hu: Its attenuation before the scanner blurs it; the wall's, or the outer part's.
+        edge_mm: Over how much its edge fades.
         waves: Its outline: `(k, 5)` direction xyz, height and phase of each ripple.
         spikes_xyz: Tips `(k, 3)` of spicules, from the centre, in radii.
         stretch_xyz: Factors on its three axes.
@@ -49,7 +62,10 @@ class Nodule:
     center_xyz_mm: Floats
     diameter_mm: float
     kind: str
+    shape: str
+    attachment: str
     hu: float
+    edge_mm: float
     waves: Floats
     spikes_xyz: Floats
     stretch_xyz: Floats
@@ -63,33 +79,58 @@ class Nodule:
 
 
 def place_nodules(
-    anatomy: Anatomy, trees: list[Tree], canvas: Canvas, lungs: NDArray[np.uint8], rng: np.random.Generator
+    anatomy: Anatomy,
+    trees: list[Tree],
+    canvas: Canvas,
+    lungs: NDArray[np.uint8],
+    count: int | None,
+    rng: np.random.Generator,
 ) -> list[Nodule]:
-    """Draws a scan's nodules; no two touch, and each lies in the scan, its centre in the lung mask."""
-    wanted = min(int(rng.poisson(MEAN_PER_SCAN)), MOST_PER_SCAN)
+    """Draws `count` nodules as far as there is room; None draws their number too.
+
+    No two touch, and each lies in the scan, its centre in the lung mask.
+    """
     nodules: list[Nodule] = []
-    for _ in range(wanted):
-        diameter_mm = draw_diameter_mm(rng)
-        site = str(rng.choice(list(SITE_SHARES), p=list(SITE_SHARES.values())))
-        for center_xyz_mm in _places_xyz_mm(anatomy, trees, site, diameter_mm / 2, rng):
-            if _fits(center_xyz_mm, diameter_mm / 2, canvas, lungs, nodules):
-                nodules.append(_draw_nodule(center_xyz_mm, diameter_mm, rng))
+    for _ in range(draw_count(rng) if count is None else count):
+        nodule = _draw_nodule(draw_diameter_mm(rng), rng)
+        for center_xyz_mm in _places_xyz_mm(anatomy, trees, nodule.attachment, nodule.radius_mm, rng):
+            if _fits(center_xyz_mm, nodule.radius_mm, canvas, lungs, nodules):
+                nodules.append(replace(nodule, center_xyz_mm=center_xyz_mm))
                 break
     return nodules
+
+
+def place_micronodules(
+    anatomy: Anatomy,
+    trees: list[Tree],
+    canvas: Canvas,
+    lungs: NDArray[np.uint8],
+    nodules: list[Nodule],
+    rng: np.random.Generator,
+) -> list[Nodule]:
+    """Draws what is too small to count as a nodule, clear of those that count."""
+    small: list[Nodule] = []
+    for _ in range(int(rng.integers(MICRO_PER_SCAN, endpoint=True))):
+        nodule = _draw_nodule(float(rng.uniform(*MICRO_DIAMETERS_MM)), rng)
+        for center_xyz_mm in _places_xyz_mm(anatomy, trees, nodule.attachment, nodule.radius_mm, rng)[:8]:
+            if _fits(center_xyz_mm, nodule.radius_mm, canvas, lungs, nodules + small):
+                small.append(replace(nodule, center_xyz_mm=center_xyz_mm))
+                break
+    return small
 
 
 def draw_nodule(hu: Field, brush: Brush, nodule: Nodule) -> None:
     """Draws a nodule into a scan. Tissue brighter than the nodule stays as it is."""
     if nodule.kind == "part-solid":
-        _brighten(hu, brush, nodule, nodule.hu, 1.2)
+        _brighten(hu, brush, nodule, nodule.hu, nodule.edge_mm)
         _brighten(hu, brush, _core(nodule), 20.0, 0.8)
-    elif nodule.kind == "ground-glass":
-        _brighten(hu, brush, nodule, nodule.hu, 1.2)
     elif nodule.kind == "calcified":
-        _brighten(hu, brush, nodule, 40.0, 0.0)
+        _brighten(hu, brush, nodule, 40.0, nodule.edge_mm)
         _brighten(hu, brush, _core(nodule), nodule.hu, 1.0)
     else:
-        _brighten(hu, brush, nodule, nodule.hu, 0.0)
+        _brighten(hu, brush, nodule, nodule.hu, nodule.edge_mm)
+    if nodule.kind == "cavitary":
+        _hollow(hu, brush, _core(nodule))
     _draw_spikes(hu, brush, nodule)
 
 
@@ -104,12 +145,15 @@ def _core(nodule: Nodule) -> Nodule:
 
 
 def draw_diameter_mm(rng: np.random.Generator) -> float:
-    """A diameter with LUNA16's shares of small, middle and large."""
-    band = int(rng.choice(3, p=DIAMETER_SHARES))
-    low, high = DIAMETER_EDGES_MM[band], DIAMETER_EDGES_MM[band + 1]
-    if band < 2:
-        return float(rng.uniform(low, high))
-    return float(min(high, low + rng.exponential(5.0)))  # 5 mm: the mean above 10 mm is 15 in LUNA16
+    """A diameter with the quantiles of LUNA16's annotations."""
+    return float(np.interp(rng.uniform(), DIAMETER_QUANTILES, DIAMETERS_MM))
+
+
+def draw_count(rng: np.random.Generator) -> int:
+    """How many nodules a scan is to have: none in a third of them, few in most others, at most 12."""
+    if rng.uniform() < NONE_SHARE:
+        return 0
+    return min(int(rng.geometric(LAST_SHARE)), MOST_PER_SCAN)
 
 
 def _places_xyz_mm(
@@ -126,6 +170,8 @@ def _places_xyz_mm(
         # From nearly half sunk into the pleura to only just touching it; deeper, it could not be seen.
         wanted_mm = rng.uniform(0.45, 1.0) * radius_mm
         where = np.abs(depth_mm - wanted_mm) < 1.0
+    elif site == "fissure":
+        where = (np.abs(anatomy.fissure_mm) < radius_mm) & (depth_mm > radius_mm + 2.0)
     else:
         where = depth_mm > radius_mm + 2.0
     points = anatomy.lattice.points_xyz_mm(where)
@@ -150,27 +196,39 @@ def _fits(
     return all(gap > GAP_MM for gap in gaps)
 
 
-def _draw_nodule(center_xyz_mm: Floats, diameter_mm: float, rng: np.random.Generator) -> Nodule:
-    kind = str(rng.choice(list(KIND_SHARES), p=list(KIND_SHARES.values())))
-    if diameter_mm < LEAST_SUBSOLID_MM and kind in ("part-solid", "ground-glass"):
+def _draw_nodule(diameter_mm: float, rng: np.random.Generator) -> Nodule:
+    """A nodule of this size, not yet in its place."""
+    kind, shape, attachment = (
+        str(rng.choice(list(shares), p=list(shares.values())))
+        for shares in (KIND_SHARES, SHAPE_SHARES, SITE_SHARES)
+    )
+    if diameter_mm < LEAST_MM.get(kind, 0):
         kind = "solid"
-    shape = str(rng.choice(["round", "lobulated", "spiculated"], p=[0.45, 0.35, 0.20]))
-    height = {"round": 0.05, "lobulated": 0.13, "spiculated": 0.10}[shape]
+    if shape == "spiculated" and (diameter_mm < LEAST_SPICULATED_MM or kind in ("ground-glass", "calcified")):
+        shape = "lobulated"
+    height = {"round": 0.05, "lobulated": 0.14, "spiculated": 0.12}[shape]
     frequencies = rng.normal(0, 2.6, (8, 3))  # 2.6: about two to four lobes around the circumference
     heights = height * rng.uniform(0.4, 1.0, 8)
-    waves = np.column_stack([frequencies, heights, rng.uniform(0, 2 * np.pi, 8)])
-    spiky = shape == "spiculated" and diameter_mm > 6 and kind in ("solid", "part-solid")
-    spikes = int(rng.integers(6, 16)) if spiky else 0
-    stretch = rng.uniform(0.82, 1.22, 3)
+    if shape == "spiculated":  # a ragged edge beside the lobes
+        frequencies = np.vstack([frequencies, rng.normal(0, 6.0, (6, 3))])
+        heights = np.append(heights, rng.uniform(0.03, 0.08, 6))
+    waves = np.column_stack([frequencies, heights, rng.uniform(0, 2 * np.pi, len(heights))])
+    spikes = int(rng.integers(6, 18)) if shape == "spiculated" else 0
+    stretch = rng.uniform(0.78, 1.28, 3)
     core_size = float(rng.uniform(0.35, 0.65))
     return Nodule(
-        center_xyz_mm,
+        np.zeros(3),
         diameter_mm,
         kind,
-        float(rng.uniform(*HU_RANGES[kind])),
-        waves,
-        _directions(spikes, rng) * rng.uniform(1.25, 1.75, (spikes, 1)),
-        stretch / np.cbrt(stretch.prod()),
+        shape,
+        attachment,
+        hu=float(rng.uniform(*HU_RANGES[kind])),
+        edge_mm=float(
+            rng.uniform(0.8, 2.5) if kind in ("part-solid", "ground-glass") else rng.uniform(0, 1.2)
+        ),
+        waves=waves,
+        spikes_xyz=_directions(spikes, rng) * rng.uniform(1.25, 2.0, (spikes, 1)),
+        stretch_xyz=stretch / np.cbrt(stretch.prod()),
         core_xyz=0.6 * core_size * rng.uniform() * _directions(1, rng)[0],  # the core holds the centre
         core_size=core_size,
     )
@@ -178,8 +236,36 @@ def _draw_nodule(center_xyz_mm: Floats, diameter_mm: float, rng: np.random.Gener
 
 def _brighten(hu: Field, brush: Brush, nodule: Nodule, value_hu: float, edge_mm: float) -> None:
     """Draws the nodule's shape; `edge_mm` is how soft its edge is."""
-    reach_mm = 1.8 * nodule.radius_mm + 2
+    box = _box(brush, nodule)
+    part = brush.fill(box, _outline(nodule), edge_mm)
+    here = hu[box]
+    np.maximum(here, here + part * (value_hu + _texture_hu(brush, box, nodule) - here), out=here)
+
+
+def _texture_hu(brush: Brush, box: Box, nodule: Nodule) -> Field:
+    """No nodule is even: waves of 4 to 15 mm."""
+    z, y, x = (axis[part] for axis, part in zip(brush.canvas.axes_zyx_mm, box, strict=True))
+    texture = np.zeros((z.size, y.size, x.size), np.float32)
+    for kx, ky, kz, _, phase in nodule.waves[:6] * (0.3, 0.3, 0.3, 1, 2):
+        texture += np.sin((z * kz)[:, None, None] + (y * ky)[:, None] + x * kx + phase)
+    return texture * np.float32(TEXTURE_HU[nodule.kind] / np.sqrt(3))  # six sines have this deviation
+
+
+def _hollow(hu: Field, brush: Brush, core: Nodule) -> None:
+    """Lets air into a cavity."""
+    box = _box(brush, core)
+    part = brush.fill(box, _outline(core), 0.6)
+    hu[box] += part * (CAVITY_HU - hu[box])
+
+
+def _box(brush: Brush, nodule: Nodule) -> Box:
+    reach_mm = 2.0 * nodule.radius_mm + 2
     (box,) = brush.canvas.boxes([nodule.center_xyz_mm - reach_mm], [nodule.center_xyz_mm + reach_mm])
+    return box
+
+
+def _outline(nodule: Nodule) -> Distance:
+    """The distance to a nodule's surface."""
     cx, cy, cz = nodule.center_xyz_mm.astype(np.float32)
     sx, sy, sz = nodule.stretch_xyz.astype(np.float32)
 
@@ -192,9 +278,7 @@ def _brighten(hu: Field, brush: Brush, nodule: Nodule, value_hu: float, edge_mm:
             ripple += height * np.sin((x * kx + y * ky + z * kz) * unit + phase)
         return away - np.float32(nodule.radius_mm) * (1 + ripple)
 
-    part = brush.fill(box, distance, edge_mm)
-    here = hu[box]
-    np.maximum(here, here + part * (value_hu - here), out=here)
+    return distance
 
 
 def _draw_spikes(hu: Field, brush: Brush, nodule: Nodule) -> None:

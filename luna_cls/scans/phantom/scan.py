@@ -3,49 +3,61 @@
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from luna_cls.scans.phantom.acquisition import Acquisition, acquire, draw_grid, on_the_table
+from luna_cls.scans.lungs import Lungs
+from luna_cls.scans.phantom.acquisition import (
+    LOWEST_HU,
+    Acquisition,
+    Protocol,
+    acquire,
+    draw_grid,
+    on_the_table,
+)
 from luna_cls.scans.phantom.anatomy import Anatomy, make_anatomy
 from luna_cls.scans.phantom.build import Build
-from luna_cls.scans.phantom.candidates import is_nodule, look_alikes, nodule_candidates
+from luna_cls.scans.phantom.candidates import detect, in_nodules, mark_nodules
 from luna_cls.scans.phantom.lattice import STEP_MM, Canvas, Field, Floats, Lattice
 from luna_cls.scans.phantom.mimics import draw_mimics
-from luna_cls.scans.phantom.nodules import draw_nodule, place_nodules
+from luna_cls.scans.phantom.nodules import Nodule, draw_nodule, place_micronodules, place_nodules
 from luna_cls.scans.phantom.strokes import Brush
 from luna_cls.scans.phantom.vessels import WALL_HU, bronchi_parts, grow_trees, vessel_part
-from luna_cls.scans.volume import CTVolume
+from luna_cls.scans.volume import AIR_HU, CTVolume
 
 LEFT_LUNG, RIGHT_LUNG = 3, 4  # labels of LUNA16's lung masks
 MARROW_HU, CORTEX_HU, CORTEX_MM = 190.0, 650.0, 1.3  # textbook values; a rib's cortex is 1 to 2 mm
-FISSURE_HU = 160.0  # chosen: what a fissure of about half a mm adds to lung in a voxel
+FISSURE_HU = 110.0  # chosen: what a fissure of a third of a mm adds to lung in a voxel
 UID_NAMESPACE = uuid.UUID("5d5e2f0a-3f6b-5c0e-9a53-2d0a2f3c7e11")  # ours, drawn once
 
 
 @dataclass(frozen=True, eq=False)
 class PhantomScan:
-    """A finished scan and what is known of it, in the world.
+    """A finished scan and what is known of it. Points are in the world, xyz mm.
 
     Args:
         volume: The scan; outside its field of view it may hold -2048 or -3024.
         lungs: uint8 `(z, y, x)`: 3 in the left lung, 4 in the right one, 0 elsewhere.
-        nodule_centers_xyz_mm: `(n, 3)`.
-        nodule_diameters_mm: `(n,)`.
-        nodule_kinds: What each is made of: solid, part-solid, ground-glass or calcified.
-        candidates_xyz_mm: `(m, 3)`, all in the scan.
-        candidate_classes: `(m,)`, 1 where a candidate is nearer a nodule's centre than its radius.
+        build: Whose chest it is.
+        protocol: How it was taken.
+        nodules: What counts.
+        micronodules: What is too small to count.
+        mimics_xyz_mm: `(n, 3)`: plaques, scars, streaks and haze.
+        marks_xyz_mm: `(m, 3)`: the detector's on nodules, all nearer a centre than its radius.
+        others_xyz_mm: `(k, 3)`: its marks on no nodule, in the order in which to keep them.
     """
 
     volume: CTVolume
     lungs: NDArray[np.uint8]
-    nodule_centers_xyz_mm: Floats
-    nodule_diameters_mm: Floats
-    nodule_kinds: tuple[str, ...]
-    candidates_xyz_mm: Floats
-    candidate_classes: NDArray[np.int64]
+    build: Build
+    protocol: Protocol
+    nodules: tuple[Nodule, ...]
+    micronodules: tuple[Nodule, ...]
+    mimics_xyz_mm: Floats
+    marks_xyz_mm: Floats
+    others_xyz_mm: Floats
 
 
 def series_uid(seed: int, index: int) -> str:
@@ -53,20 +65,28 @@ def series_uid(seed: int, index: int) -> str:
     return f"2.25.{uuid.uuid5(UID_NAMESPACE, f'{seed}/{index}').int}"
 
 
-def make_scan(seed: int, index: int, acquisition: Acquisition) -> PhantomScan:
-    """Makes scan number `index` of the phantom of this seed; it depends on nothing else."""
+def make_scan(seed: int, index: int, acquisition: Acquisition, num_nodules: int | None = None) -> PhantomScan:
+    """Makes scan number `index` of the phantom of this seed; it depends on nothing but the arguments.
+
+    Args:
+        seed: Of the whole phantom.
+        index: Of the scan in it.
+        acquisition: The scanner's settings.
+        num_nodules: Nodules to draw, as far as there is room; None for a number as LUNA16 has it.
+    """
     rng = np.random.default_rng([seed, index])
     build = Build.draw(rng)
     body_grid = draw_grid(acquisition, build, rng)
+    protocol = Protocol.draw(acquisition, body_grid, rng)
     grid, shift_xyz_mm = on_the_table(body_grid, rng)
     canvas = Canvas(body_grid)
     brush = Brush(canvas)
     anatomy = make_anatomy(Lattice.covering(body_grid), build, rng)
     trees = grow_trees(anatomy, rng)
     lung_part = _lung_part(anatomy, canvas)
-    lungs = _lung_labels(lung_part, anatomy, canvas)
-    nodules = place_nodules(anatomy, trees, canvas, lungs, rng)
-    centers_xyz_mm = np.reshape([nodule.center_xyz_mm for nodule in nodules], (-1, 3))
+    labels = _lung_labels(lung_part, anatomy, canvas)
+    nodules = place_nodules(anatomy, trees, canvas, labels, num_nodules, rng)
+    small = place_micronodules(anatomy, trees, canvas, labels, nodules, rng)
 
     hu = _lung_hu(anatomy, canvas, vessel_part(brush, trees))
     tissue = _wall_hu(anatomy, canvas)
@@ -78,26 +98,36 @@ def make_scan(seed: int, index: int, acquisition: Acquisition) -> PhantomScan:
     hu += outer * np.maximum(WALL_HU - hu, 0)
     hu += lumen * (-990.0 - hu)
     del outer, lumen
-    mimics_xyz_mm = draw_mimics(hu, brush, anatomy, centers_xyz_mm, rng)
-    for nodule in nodules:
+    mimics_xyz_mm = draw_mimics(hu, brush, anatomy, _centers_xyz_mm(nodules), rng)
+    for nodule in (*nodules, *small):
         draw_nodule(hu, brush, nodule)
-    values = acquire(hu, body_grid.spacing_xyz_mm, acquisition, rng)
-    del hu
+    values = acquire(hu, canvas, anatomy, protocol, rng)
+    del hu, anatomy
 
-    hits = nodule_candidates(nodules, canvas, rng)
-    others = look_alikes(
-        values, canvas, anatomy, trees, mimics_xyz_mm, nodules, acquisition.candidates_per_scan, rng
-    )
-    candidates = rng.permutation(np.vstack([hits, others]))
+    nodules = [replace(nodule, center_xyz_mm=nodule.center_xyz_mm + shift_xyz_mm) for nodule in nodules]
+    small = [replace(nodule, center_xyz_mm=nodule.center_xyz_mm + shift_xyz_mm) for nodule in small]
+    volume = CTVolume(series_uid(seed, index), values, grid)
+    read = replace(volume, hu=np.where(values < LOWEST_HU, np.int16(AIR_HU), values))
+    found = detect(read, Lungs(labels > 0, grid), rng)
+    marks = np.vstack([mark_nodules(nodules, rng), found])
+    marks = marks[grid.contains(marks)]
+    is_hit = in_nodules(marks, _centers_xyz_mm(nodules), np.array([one.diameter_mm for one in nodules]))
+    mimics_xyz_mm = mimics_xyz_mm + shift_xyz_mm
     return PhantomScan(
-        CTVolume(series_uid(seed, index), values, grid),
-        lungs,
-        centers_xyz_mm + shift_xyz_mm,
-        np.array([nodule.diameter_mm for nodule in nodules]),
-        tuple(nodule.kind for nodule in nodules),
-        candidates + shift_xyz_mm,
-        is_nodule(candidates, nodules).astype(np.int64),
+        volume,
+        labels,
+        build,
+        protocol,
+        tuple(nodules),
+        tuple(small),
+        mimics_xyz_mm[grid.contains(mimics_xyz_mm)],
+        marks[is_hit],
+        marks[~is_hit],
     )
+
+
+def _centers_xyz_mm(nodules: list[Nodule]) -> Floats:
+    return np.reshape([nodule.center_xyz_mm for nodule in nodules], (-1, 3)).astype(float)
 
 
 def _lung_part(anatomy: Anatomy, canvas: Canvas) -> Field:
@@ -121,7 +151,7 @@ def _lung_hu(anatomy: Anatomy, canvas: Canvas, vessels: Field) -> Field:
     hu = anatomy.lattice.onto(anatomy.parenchyma_hu, canvas)
     fissure = anatomy.lattice.onto(anatomy.fissure_mm, canvas)
     near = np.flatnonzero(np.abs(fissure) < 2)
-    hu.reshape(-1)[near] += FISSURE_HU * np.exp(-((fissure.reshape(-1)[near] / 0.7) ** 2))
+    hu.reshape(-1)[near] += FISSURE_HU * np.exp(-((fissure.reshape(-1)[near] / 0.6) ** 2))
     vessels *= anatomy.build.blood_hu - hu
     hu += vessels
     return hu

@@ -46,6 +46,7 @@ def tissue(
     fat = FAT_HU + 8 * grain
     body = _body(mesh, build)
     hu = np.full(lattice.shape_zyx, AIR_HU, np.float32)
+    _paint_table(hu, lattice, build)
     paint(hu, body, 10.0)  # skin
     paint(hu, body + 2.5, fat)
     layers = np.sin(wall / 3.2 + 2 * lattice.noise(rng, 20))  # sheets of muscle with fat between
@@ -55,6 +56,8 @@ def tissue(
     paint(hu, wall - 2.5, MUSCLE_HU)  # intercostal muscle lines the ribs
     paint(hu, wall + 1.5, fat)
     paint(hu, np.maximum(wall, 2 - 3 * grain), MUSCLE_HU - 15)  # strands in the fat of the mediastinum
+    if build.arms_down:
+        _paint_arms(hu, mesh, build)
     _paint_abdomen(hu, mesh, wall, diaphragm, build, grain)
     _paint_chest(hu, mesh, build, grain)
     return hu
@@ -70,6 +73,24 @@ def _body(mesh: Mesh, build: Build) -> Field:
     y = y - 4 - 0.35 * shoulder
     norm = ((np.abs(x) / half_x) ** 2.5 + (np.abs(y) / half_y) ** 2.5) ** (1 / 2.5)
     return np.hypot(x, y) * (1 - 1 / np.maximum(norm, 1e-3))
+
+
+def _paint_table(hu: Field, lattice: Lattice, build: Build) -> None:
+    """A table like a trough: a thin shell under the back, and another below it."""
+    _, y, x = lattice.mesh_zyx_mm()
+    back_mm = build.size * (CAGE_HALF_XY_MM[1] + 0.8 * (12 + build.muscle_mm + build.fat_mm) + 4)
+    trough = y - (back_mm + 8 - 36 * (x / 200) ** 2)
+    for below_mm, value_hu in ((0.0, -250.0), (26.0, -120.0)):
+        shell = np.maximum(np.abs(trough - below_mm) - 1.4, np.abs(x) - 205 + below_mm)
+        paint(hu, np.broadcast_to(shell, hu.shape), value_hu)
+
+
+def _paint_arms(hu: Field, mesh: Mesh, build: Build) -> None:
+    z, y, x = mesh
+    beside = CAGE_HALF_XY_MM[0] + 12 + build.muscle_mm + build.fat_mm + 40
+    line: list[tuple[float, ...]] = [(beside, 25, 140), (beside + 14, 20, -150)]
+    for radius_mm, value_hu in ((38.0, FAT_HU), (29.0, MUSCLE_HU), (10.5, 700.0), (6.0, 150.0)):
+        paint(hu, pipe((z, y, np.abs(x)), line, radius_mm), value_hu)
 
 
 def _paint_abdomen(hu: Field, mesh: Mesh, wall: Field, diaphragm: Field, build: Build, grain: Field) -> None:

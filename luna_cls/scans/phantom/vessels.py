@@ -12,10 +12,10 @@ from luna_cls.scans.phantom.build import CARINA_XYZ_MM, HILUM_XYZ_MM
 from luna_cls.scans.phantom.lattice import Field, Floats
 from luna_cls.scans.phantom.strokes import Brush
 
-NODES_PER_TREE = 1800  # chosen: as many dots and strands on a slice as real scans show
+NODES_PER_TREE = 2600  # chosen: as many dots and strands on a slice as real scans show
 DETOUR = 0.35  # chosen: 0 gives the shortest tree, 1 a straight line to every point
 MURRAY = 2.75  # cubes (3) in Murray's law; 2.6 to 2.9 measured in pulmonary arteries
-TIP_RADIUS_MM = (0.22, 0.40)  # chosen: below a voxel
+TIP_RADIUS_MM = (0.23, 0.45)  # chosen: below a voxel
 VESSEL_DEPTH_MM = 3.0  # the lung's outermost millimetres show no vessel
 BRONCHUS_FROM_MM = 1.0  # the smallest artery whose bronchus CT shows
 WALL_HU = 20.0
