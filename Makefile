@@ -14,7 +14,11 @@ jax_NEEDS := 'jax >= 0.5'
 torch_NEEDS := 'torch == 2.13.0'
 peers_NEEDS := $(torch_NEEDS) 'torchio == 1.2.1' 'monai[itk] == 1.6.1'
 
-.PHONY: demo test test-jax test-torch peers lint clean
+# The model that ships: trained on phantom scans alone. REAL=FOLDER, a LUNA16 tree, adds its scores to the card.
+MODEL := runs/model
+CLI := $(BIN)/luna-cls
+
+.PHONY: demo test test-jax test-torch peers model lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/luna-cls demo --out runs/demo --force
@@ -28,6 +32,17 @@ test-jax test-torch: test-%: .venv-%/installed
 	KERAS_BACKEND=$* .venv-$*/bin/python -m pytest $(BACKEND_TESTS)
 
 peers: .venv-peers/installed
+
+model: $(VENV)/installed
+	$(CLI) phantom $(MODEL)/train --scans 160 --seed 300 --nodules 14 --imbalance 20 --force
+	$(CLI) prepare $(MODEL)/train $(MODEL)/store --force
+	$(CLI) train $(MODEL)/store $(MODEL)/run --recipe phantom --force
+	$(CLI) phantom $(MODEL)/test --scans 20 --seed 301 --force
+	$(CLI) predict $(MODEL)/run/model.keras $(MODEL)/test --candidates $(MODEL)/test/candidates_V2.csv \
+	    --out $(MODEL)/findings --force
+	$(if $(REAL),$(BIN)/python benchmarks/transfer.py $(MODEL)/run/model.keras $(REAL) --json $(MODEL)/real.json)
+	$(BIN)/python benchmarks/model_card.py $(MODEL)/run $(MODEL)/test $(MODEL)/findings luna_cls/pretrained \
+	    $(if $(REAL),--real $(MODEL)/real.json)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check $(SOURCES)

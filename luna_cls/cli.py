@@ -306,7 +306,9 @@ def evaluate(
 
 @_command
 def predict(
-    model: Annotated[Path, typer.Argument(help="The model.keras of a run.")],
+    model: Annotated[
+        Path, typer.Argument(help="The model.keras of a run; or 'phantom', which comes with luna_cls.")
+    ],
     scans: Annotated[
         list[Path],
         typer.Argument(help="Scan files (.mhd, .nrrd, .nii.gz, ...), or folders of these or of DICOM."),

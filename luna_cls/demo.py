@@ -15,8 +15,8 @@ from luna_cls.scans.phantom import write_phantom
 from luna_cls.settings import load_settings
 from luna_cls.startup import load_tensorflow_quietly
 
-NUM_SCANS = 24
-SEED = 0
+NUM_SCANS, SEED = 20, 0
+NUM_NODULES, IMBALANCE = 6, 40  # in every scan, and others for each: enough to learn from in minutes
 
 Progress = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 
@@ -58,7 +58,14 @@ def run(out: Path, *, force: bool, say: Callable[[str], None], progress: Progres
         "evaluation": out / "evaluation",
     }
     with progress("Making scans") as on_progress:
-        write_phantom(paths["scans"], NUM_SCANS, SEED, progress=on_progress)
+        write_phantom(
+            paths["scans"],
+            NUM_SCANS,
+            SEED,
+            num_nodules=NUM_NODULES,
+            imbalance=IMBALANCE,
+            progress=on_progress,
+        )
     tree = LunaTree.open(paths["scans"])
     with progress("Cutting cubes") as on_progress:
         store = prepare(tree, tree.candidates(), paths["cubes"], on_progress=on_progress)

@@ -77,7 +77,7 @@ def predict(
     is scored. Candidates of other scans are left aside.
 
     Args:
-        model_path: A `.keras` file of a run.
+        model_path: A `.keras` file of a run, or the name of a model that comes with the package.
         scans: Scan files, or folders to search.
         candidates_path: A CSV with `seriesuid, coordX, coordY, coordZ`, perhaps `class`; None to propose
             points in the lungs of each scan (`scans.proposals`).
@@ -88,7 +88,7 @@ def predict(
     Raises:
         InputError: If an input is missing or wrong, or no candidate is in any of the scans.
     """
-    out = Path(out)
+    out, model_path = Path(out), models.path_of(model_path)
     sources = find_scans(scans)
     given = [model_path] if candidates_path is None else [model_path, candidates_path]
     inputs = [*map(Path, given), *(source.path for source in sources)]

@@ -17,6 +17,9 @@ from luna_cls.learning.layers import FusedBatchNormalization
 from luna_cls.learning.naming import build
 from luna_cls.learning.precision import bfloat16_is_native
 
+# Models that come with the package, by name: each a .keras file with its card, a .json file, beside it.
+PRETRAINED = {"phantom": Path(__file__).parents[1] / "pretrained" / "phantom.keras"}
+
 Positive = Annotated[int, Field(ge=1)]
 
 
@@ -109,17 +112,28 @@ def save(model: keras.Model, path: Path, logit_shift: float = 0.0) -> None:
         plain.save(temporary)
 
 
+def path_of(name_or_path: str | Path) -> Path:
+    """Where a model of `PRETRAINED` lies; any other path as it is."""
+    return PRETRAINED.get(str(name_or_path), Path(name_or_path))
+
+
 def load(path: str | Path) -> keras.Model:
     """Opens a `.keras` file for inference, without running code from it; its layers are fused again.
 
     A model trained in bfloat16 computes in float32 on a machine that has no bfloat16 of its own.
 
+    Args:
+        path: The file, or the name of one in `PRETRAINED`.
+
     Raises:
         InputError: If the file is missing, no Keras model, or asks for code of its own.
     """
-    path = Path(path)
+    path = path_of(path)
     if not path.is_file():
-        raise InputError(f"No model at {path}. Give the model.keras of a run.")
+        raise InputError(
+            f"No model at {path}. Give the model.keras of a run, or one that comes with luna_cls: "
+            f"{', '.join(PRETRAINED)}."
+        )
     if not zipfile.is_zipfile(path):
         raise InputError(f"{path} is not a .keras file. Give the model.keras of a run.")
     try:

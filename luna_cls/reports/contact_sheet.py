@@ -61,7 +61,10 @@ def write_cube_sheet(tree: LunaTree, candidates: pd.DataFrame, path: Path, most:
     rows = []
     for label in (1, 0):
         of_class = candidates[candidates["class"] == label]
-        rows.append(of_class.iloc[np.unique(np.linspace(0, len(of_class) - 1, most).astype(int))])
+        if of_class.empty:
+            rows.append(of_class)
+            continue
+        rows.append(of_class.iloc[np.unique(np.linspace(0, len(of_class), most, endpoint=False).astype(int))])
     shown = pd.concat(rows) if len(candidates) else candidates
     cubes: dict[Any, Picture] = {}
     for uid, points in shown.groupby("seriesuid"):
@@ -114,7 +117,7 @@ def write_montage(groups: dict[str, Sequence[tuple[Picture, str]]], path: Path) 
 
 
 def _draw_scan(axes: Sequence[Any], volume: CTVolume, candidates: pd.DataFrame) -> None:
-    hu, spacing_zyx_mm, to_upright = _upright(volume)
+    hu, spacing_zyx_mm, to_upright = upright(volume)
     points_zyx = to_upright(candidates[COORDINATES].to_numpy(float))
     is_nodule = candidates["class"].to_numpy() == 1
     middle = points_zyx[is_nodule.argmax()] if is_nodule.any() else (np.array(hu.shape) - 1) / 2
@@ -141,8 +144,13 @@ def _show(axis: Any, picture: Picture, aspect: float, *, upside_down: bool = Fal
     axis.axis("off")
 
 
-def _upright(volume: CTVolume) -> tuple[Picture, NDArray[np.float64], Any]:
-    """The scan with axes z, y, x towards head, back and left, as near as its voxels lie to them."""
+def upright(volume: CTVolume) -> tuple[Picture, NDArray[np.float64], Any]:
+    """A scan with its axes z, y, x towards head, back and left, as near as its voxels lie to them.
+
+    Returns:
+        HU `(z, y, x)`, the spacing along those axes in mm, and a function from world points `(n, 3)`, xyz mm,
+        to places in that array, zyx.
+    """
     direction = volume.grid.direction[::-1, ::-1]  # rows: world z, y, x; columns: voxel axes z, y, x
     world, order = linear_sum_assignment(-np.abs(direction))
     signs = direction[world, order]

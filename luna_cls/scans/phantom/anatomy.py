@@ -16,6 +16,7 @@ from luna_cls.scans.phantom.build import (
     HILUM_XYZ_MM,
     SPINE_Y_MM,
     SQUARENESS,
+    VERTEBRA_MM,
     Build,
 )
 from luna_cls.scans.phantom.lattice import Field, Lattice
@@ -62,11 +63,19 @@ def make_anatomy(lattice: Lattice, build: Build, rng: np.random.Generator) -> An
     x = mesh[2]
     wall = _rib_cage(mesh) + 1.2 * lattice.noise(rng, 20) + 0.5 * lattice.noise(rng, 7)
     rib_mm = along_ribs(mesh, build)
-    pleura = wall + build.bulge_mm * np.exp(-((rib_mm / 7) ** 2))
-    mediastinum = _mediastinum(mesh, build) + 1.3 * lattice.noise(rng, 12) + 0.6 * lattice.noise(rng, 6)
+    bulge_mm = build.bulge_mm * np.clip(1 + 0.7 * lattice.noise(rng, 16), 0, 2)
+    pleura = wall + bulge_mm * np.exp(-((rib_mm / 6.5) ** 2))
+    # Spurs of the spine push the pleura before them.
+    mediastinum = (
+        np.minimum(_mediastinum(mesh, build), _spurs(mesh, build) - 1.5)
+        + 1.3 * lattice.noise(rng, 12)
+        + 0.6 * lattice.noise(rng, 6)
+    )
     diaphragm = _diaphragm(mesh) + 1.5 * lattice.noise(rng, 25)
     lung = overlap(overlap(pleura, -mediastinum, 5), -diaphragm, 4)
     bone, cartilage = bones(mesh, wall, rib_mm, build)
+    spurs = _spurs(mesh, build) + 1.5 * lattice.noise(rng, 8)
+    bone = np.minimum(bone, spurs).astype(np.float32)
     soft_hu = tissue(lattice, mesh, wall, diaphragm, build, rng)
     paint(soft_hu, cartilage, CARTILAGE_HU)
     size = np.float32(build.size)
@@ -120,6 +129,15 @@ def _mediastinum(mesh: Mesh, build: Build) -> Field:
     ):
         shape = join(shape, part, blend_mm)
     return shape
+
+
+def _spurs(mesh: Mesh, build: Build) -> Field:
+    """Bony spurs at the edges of the vertebrae, on the sides of the discs."""
+    z, y, x = mesh
+    turns = z / VERTEBRA_MM + build.rib_phase
+    from_disc_mm = np.abs(turns - np.rint(turns)) * VERTEBRA_MM
+    away2 = (np.abs(x) - 24) ** 2 + (y - SPINE_Y_MM + 4) ** 2
+    return np.sqrt(away2 + (0.9 * from_disc_mm) ** 2) - build.spur_mm
 
 
 def _diaphragm(mesh: Mesh) -> Field:

@@ -40,9 +40,11 @@ class Build:
         parenchyma_hu: Median of the lung's own tissue.
         rib_phase: Where ribs begin, in rib pitches.
         heart: Factor on the heart's size.
-        bulge_mm: How far each rib pushes the pleura inwards.
+        bulge_mm: How far ribs push the pleura inwards, on average.
+        spur_mm: Radius of the spurs on the vertebrae; not seen where it is small.
         emphysema: How much of the lung's tissue is lost, 0 in most.
         dependent_hu: What collapse adds where the lung lies lowest, 0 in half of all.
+        calibre: Factor on the width of the lungs' vessels.
         arms_down: Whether the arms lie beside the chest.
     """
 
@@ -54,8 +56,10 @@ class Build:
     rib_phase: float
     heart: float
     bulge_mm: float
+    spur_mm: float
     emphysema: float
     dependent_hu: float
+    calibre: float
     arms_down: bool
 
     @classmethod
@@ -69,9 +73,11 @@ class Build:
             parenchyma_hu=rng.uniform(-910, -820),
             rib_phase=rng.uniform(),
             heart=rng.uniform(0.9, 1.12),
-            bulge_mm=rng.uniform(0.3, 2.5),
+            bulge_mm=rng.uniform(0.3, 3.2),
+            spur_mm=rng.uniform(-2, 8),
             emphysema=float(rng.choice([0.0, 0.0, rng.uniform(0.3, 1)])),
             dependent_hu=float(rng.choice([0.0, rng.uniform(60, 300)])),
+            calibre=rng.uniform(0.85, 1.25),
             arms_down=bool(rng.uniform() < 0.15),
         )
 

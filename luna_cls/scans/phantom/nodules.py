@@ -21,7 +21,10 @@ DIAMETERS_MM = (3.25, 3.6, 4.4, 5.1, 6.0, 6.4, 10.0, 15.5, 24.0, 32.0)
 # Chosen, after the mix of a screening population: solid nodules are about three in four.
 KIND_SHARES = {"solid": 0.68, "part-solid": 0.09, "ground-glass": 0.10, "calcified": 0.09, "cavitary": 0.04}
 LEAST_MM = {"part-solid": 6.0, "ground-glass": 5.0, "cavitary": 8.0}  # smaller ones drown: solid instead
-SHAPE_SHARES = {"round": 0.40, "lobulated": 0.36, "spiculated": 0.24}
+SHAPE_SHARES = {"round": 0.42, "lobulated": 0.38, "spiculated": 0.20}
+LARGE_FROM_MM = 12.0  # large nodules are seldom round, and more often hollow
+SHAPE_SHARES_OF_LARGE = {"round": 0.10, "lobulated": 0.40, "spiculated": 0.50}
+HOLLOW_SHARE_OF_LARGE = 0.12
 LEAST_SPICULATED_MM = 6.0
 SITE_SHARES = {"free": 0.29, "vessel": 0.23, "pleura": 0.42, "fissure": 0.06}
 HU_RANGES = {
@@ -198,12 +201,15 @@ def _fits(
 
 def _draw_nodule(diameter_mm: float, rng: np.random.Generator) -> Nodule:
     """A nodule of this size, not yet in its place."""
+    large = diameter_mm >= LARGE_FROM_MM
     kind, shape, attachment = (
         str(rng.choice(list(shares), p=list(shares.values())))
-        for shares in (KIND_SHARES, SHAPE_SHARES, SITE_SHARES)
+        for shares in (KIND_SHARES, SHAPE_SHARES_OF_LARGE if large else SHAPE_SHARES, SITE_SHARES)
     )
     if diameter_mm < LEAST_MM.get(kind, 0):
         kind = "solid"
+    if large and kind == "solid" and rng.uniform() < HOLLOW_SHARE_OF_LARGE:
+        kind = "cavitary"
     if shape == "spiculated" and (diameter_mm < LEAST_SPICULATED_MM or kind in ("ground-glass", "calcified")):
         shape = "lobulated"
     height = {"round": 0.05, "lobulated": 0.14, "spiculated": 0.12}[shape]
@@ -211,11 +217,11 @@ def _draw_nodule(diameter_mm: float, rng: np.random.Generator) -> Nodule:
     heights = height * rng.uniform(0.4, 1.0, 8)
     if shape == "spiculated":  # a ragged edge beside the lobes
         frequencies = np.vstack([frequencies, rng.normal(0, 6.0, (6, 3))])
-        heights = np.append(heights, rng.uniform(0.03, 0.08, 6))
+        heights = np.append(heights, rng.uniform(0.03, 0.085, 6))
     waves = np.column_stack([frequencies, heights, rng.uniform(0, 2 * np.pi, len(heights))])
     spikes = int(rng.integers(6, 18)) if shape == "spiculated" else 0
     stretch = rng.uniform(0.78, 1.28, 3)
-    core_size = float(rng.uniform(0.35, 0.65))
+    core_size = float(rng.uniform(0.2, 0.65) if kind == "cavitary" else rng.uniform(0.35, 0.65))
     return Nodule(
         np.zeros(3),
         diameter_mm,

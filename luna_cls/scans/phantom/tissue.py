@@ -51,7 +51,7 @@ def tissue(
     paint(hu, body + 2.5, fat)
     layers = np.sin(wall / 3.2 + 2 * lattice.noise(rng, 20))  # sheets of muscle with fat between
     shoulder = 22 * np.clip((z - 110) / 60, 0, 1) + 10 * np.exp(-(((y - 85) / 20) ** 2))
-    muscle = np.maximum(wall - build.muscle_mm - shoulder - 4 * grain, 3 * (-layers - 0.75))
+    muscle = np.maximum(wall - build.muscle_mm - shoulder - 4 * grain, 3 * (-layers - 0.3))
     paint(hu, np.maximum(muscle, body + build.fat_mm * 0.6), MUSCLE_HU + 8 * grain)
     paint(hu, wall - 2.5, MUSCLE_HU)  # intercostal muscle lines the ribs
     paint(hu, wall + 1.5, fat)

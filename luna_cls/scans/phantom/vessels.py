@@ -14,8 +14,8 @@ from luna_cls.scans.phantom.strokes import Brush
 
 NODES_PER_TREE = 2600  # chosen: as many dots and strands on a slice as real scans show
 DETOUR = 0.35  # chosen: 0 gives the shortest tree, 1 a straight line to every point
-MURRAY = 2.75  # cubes (3) in Murray's law; 2.6 to 2.9 measured in pulmonary arteries
-TIP_RADIUS_MM = (0.23, 0.45)  # chosen: below a voxel
+MURRAY = 2.6  # 3 in Murray's law; 2.6 to 2.9 measured in pulmonary arteries
+TIP_RADIUS_MM = (0.25, 0.48)  # chosen: below a voxel
 VESSEL_DEPTH_MM = 3.0  # the lung's outermost millimetres show no vessel
 BRONCHUS_FROM_MM = 1.0  # the smallest artery whose bronchus CT shows
 WALL_HU = 20.0
@@ -53,7 +53,7 @@ def grow_trees(anatomy: Anatomy, rng: np.random.Generator) -> list[Tree]:
             count = min(NODES_PER_TREE, len(places_xyz_mm))
             chosen = rng.choice(places_xyz_mm, count, replace=False, shuffle=False)
             targets_xyz_mm = chosen + rng.uniform(-1.2, 1.2, chosen.shape)
-            trees.append(_grow(np.vstack([root_xyz_mm, targets_xyz_mm]), rng))
+            trees.append(_grow(np.vstack([root_xyz_mm, targets_xyz_mm]), anatomy.build.calibre, rng))
     return trees
 
 
@@ -105,7 +105,7 @@ def _draw(
         np.maximum(part[box], filled, out=part[box])
 
 
-def _grow(points_xyz_mm: Floats, rng: np.random.Generator) -> Tree:
+def _grow(points_xyz_mm: Floats, calibre: float, rng: np.random.Generator) -> Tree:
     """Joins points to a tree: each in turn to the node that costs least.
 
     The cost is the new piece's length plus `DETOUR` times the way back to the root, which gives
@@ -128,7 +128,7 @@ def _grow(points_xyz_mm: Floats, rng: np.random.Generator) -> Tree:
         better = waiting & (offer < cost)
         cost[better] = offer[better]
         parent[better] = node
-    radius_mm = _radii(parent, order, rng)
+    radius_mm = calibre * _radii(parent, order, rng)
     return Tree(_smoothed(points_xyz_mm, parent, radius_mm), parent, radius_mm)
 
 
