@@ -34,10 +34,10 @@ test-jax test-torch: test-%: .venv-%/installed
 peers: .venv-peers/installed
 
 model: $(VENV)/installed
-	$(CLI) phantom $(MODEL)/train --scans 160 --seed 300 --nodules 14 --imbalance 20 --force
+	$(CLI) phantom $(MODEL)/train --scans 140 --seed 300 --nodules 14 --imbalance 20 --force
 	$(CLI) prepare $(MODEL)/train $(MODEL)/store --force
 	$(CLI) train $(MODEL)/store $(MODEL)/run --recipe phantom --force
-	$(CLI) phantom $(MODEL)/test --scans 20 --seed 301 --force
+	$(CLI) phantom $(MODEL)/test --scans 20 --seed 301 --imbalance 490 --force
 	$(CLI) predict $(MODEL)/run/model.keras $(MODEL)/test --candidates $(MODEL)/test/candidates_V2.csv \
 	    --out $(MODEL)/findings --force
 	$(if $(REAL),$(BIN)/python benchmarks/transfer.py $(MODEL)/run/model.keras $(REAL) --json $(MODEL)/real.json)

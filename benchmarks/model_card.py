@@ -4,8 +4,8 @@ python benchmarks/model_card.py RUN TEST FINDINGS OUT [--real FILE.json]
 
 RUN is the run, TEST a phantom it has not seen, with as many nodules as LUNA16, FINDINGS what `luna-cls
 predict` found there, and FILE.json what `benchmarks/transfer.py --json` said of real scans. Writes
-`OUT/phantom.keras` and `OUT/phantom.json`. The operating point is the logit at which it marks, on TEST,
-one place a scan that is no nodule. `make model` calls this.
+`OUT/phantom.keras` and `OUT/phantom.json`. The operating point is the logit at which, of the candidates of
+TEST, one a scan that is no nodule is marked. `make model` calls this.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def main() -> None:
         "operating_point": {
             "logit": threshold,
             "false_alarms_per_scan": FALSE_ALARMS_PER_SCAN,
-            "sensitivity": metrics["recall"],
+            "sensitivity_for_nodules": froc.sensitivity_at(FALSE_ALARMS_PER_SCAN),
         },
         "real_scans": json.loads(options.real.read_text()) if options.real else None,
         "sha256": hashlib.sha256((options.run / "model.keras").read_bytes()).hexdigest(),

@@ -70,7 +70,7 @@ def main() -> None:
             },
         }
         if options.threshold is not None:
-            above = logits >= options.threshold
+            above = logits > options.threshold
             found[name]["nodules above the threshold"] = int((above & (labels == 1)).sum())
             found[name]["others above the threshold"] = int((above & (labels == 0)).sum())
         if options.sheet is not None:

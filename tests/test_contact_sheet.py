@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 from directions import each_direction
 from matplotlib.image import imread
@@ -51,10 +52,13 @@ def test_a_montage_has_a_row_for_every_twelve(tmp_path, count):
 
 
 def test_cubes_of_one_class_alone_are_drawn(small_tree, tmp_path):
-    """A tree without a nodule has an empty group of nodules."""
+    """A tree without a nodule has an empty group of them; candidates of other scans are passed over."""
     tree = LunaTree.open(small_tree)
     candidates = tree.candidates()
 
-    write_cube_sheet(tree, candidates[candidates["class"] == 0], tmp_path / "cubes.png")
+    elsewhere = candidates.assign(seriesuid="1.2.3")  # as one subset of LUNA16 with all its candidates
+    write_cube_sheet(
+        tree, pd.concat([candidates[candidates["class"] == 0], elsewhere]), tmp_path / "cubes.png"
+    )
 
     assert imread(tmp_path / "cubes.png").max() > 0.2

@@ -13,6 +13,7 @@ from luna_cls.errors import InputError
 from luna_cls.files import COORDINATES
 from luna_cls.scans.grid import Grid
 from luna_cls.scans.luna16 import LunaTree
+from luna_cls.scans.lungs import Lungs, find_lungs
 from luna_cls.scans.phantom import Acquisition, write_phantom
 from luna_cls.scans.phantom.acquisition import THICKEST_MM, Protocol, acquire, draw_grid
 from luna_cls.scans.phantom.anatomy import make_anatomy
@@ -29,6 +30,7 @@ from luna_cls.scans.phantom.nodules import (
 from luna_cls.scans.phantom.scan import LEFT_LUNG, RIGHT_LUNG, make_scan, series_uid
 from luna_cls.scans.phantom.strokes import Brush
 from luna_cls.scans.phantom.tree import quotas_of
+from luna_cls.scans.proposals import propose
 from luna_cls.scans.readers import metaimage
 from luna_cls.scans.volume import read_volume
 
@@ -139,19 +141,21 @@ def test_the_tables_read_back(tree):
     uids = set((tree / "seriesuids.csv").read_text().split())
     assert set(candidates.seriesuid) == uids
     assert set(annotations.seriesuid) <= uids
-    assert annotations.diameter_mm.between(3, 30).all()
+    assert annotations.diameter_mm.between(3.2, 32).all()
 
 
 def test_a_written_scan_is_the_scan_that_was_made(tree, scans):
     """Voxels and grid survive the disk; padding below -1024 HU reads as air."""
-    made = scans[1].volume
+    for index in (0, 1):
+        made = scans[index].volume
+        read = read_volume(tree / f"subset{index}" / f"{made.series_uid}.mhd")
+        np.testing.assert_array_equal(read.hu, made.hu)
+        np.testing.assert_allclose(read.grid.origin_xyz_mm, made.grid.origin_xyz_mm)
+        np.testing.assert_allclose(read.grid.spacing_xyz_mm, made.grid.spacing_xyz_mm)
+        np.testing.assert_array_equal(read.grid.direction, made.grid.direction)
 
-    read = read_volume(tree / "subset1" / f"{made.series_uid}.mhd")
-
-    np.testing.assert_array_equal(read.hu, np.where(made.hu < -1024, -1000, made.hu))
-    np.testing.assert_allclose(read.grid.origin_xyz_mm, made.grid.origin_xyz_mm)
-    np.testing.assert_allclose(read.grid.spacing_xyz_mm, made.grid.spacing_xyz_mm)
-    np.testing.assert_array_equal(read.grid.direction, made.grid.direction)
+    assert {int(scan.stored_hu.min()) for scan in scans} & {-2048, -3024}
+    assert all(scan.volume.hu.min() >= -1024 for scan in scans)
 
 
 def test_a_mask_lies_on_its_scan(tree, scans):
@@ -186,10 +190,9 @@ def test_labels_follow_the_rule(scans):
 
 
 def test_others_are_what_the_detector_finds(scans):
-    """Hundreds a scan, all in the volume; half of the first 200 are among the 200 it is surest of."""
+    """Over 200 a scan, all in the volume, and each a point that it gives for the finished scan."""
     for scan in scans:
-        hu = np.where(scan.volume.hu < -1024, np.int16(-1000), scan.volume.hu)
-        found = detect(replace(scan.volume, hu=hu), None, np.random.default_rng(0))
+        found = detect(scan.volume, Lungs(scan.lungs > 0, scan.volume.grid), np.random.default_rng(0))
 
         assert len(scan.others_xyz_mm) > 200
         assert scan.volume.grid.contains(scan.others_xyz_mm).all()
@@ -198,20 +201,29 @@ def test_others_are_what_the_detector_finds(scans):
 
 def test_the_detector_keeps_half_of_the_surest_and_some_of_all(scans):
     """Of 200 points kept, 95 to 140 are among its 200 best, and the others come from all the rest."""
-    from luna_cls.scans.lungs import find_lungs
-    from luna_cls.scans.proposals import propose
-
-    volume = replace(
-        scans[0].volume, hu=np.where(scans[0].volume.hu < -1024, np.int16(-1000), scans[0].volume.hu)
-    )
+    volume = scans[0].volume
     ranked = propose(volume, find_lungs(volume), 10_000)[COORDINATES].to_numpy()
     rank = {tuple(point): number for number, point in enumerate(ranked)}
 
-    kept = np.array([rank[tuple(point)] for point in detect(volume, None, np.random.default_rng(0))])
+    lungs = Lungs(scans[0].lungs > 0, volume.grid)
+    kept = np.array([rank[tuple(point)] for point in detect(volume, lungs, np.random.default_rng(0))])
 
     assert sorted(kept) == list(range(len(ranked)))
     assert 95 <= (kept[:200] < 200).sum() <= 140
     assert kept[:200].max() > 0.8 * len(ranked)
+
+
+def test_where_no_lungs_are_found_the_known_ones_are_searched(scans):
+    """A scan without air has no lungs to be found; a bright spot in the known ones is marked."""
+    volume = scans[0].volume
+    hu = np.where(scans[0].lungs > 0, np.int16(-390), np.int16(0))
+    z, y, x = np.argwhere(scans[0].lungs == LEFT_LUNG)[5000]
+    hu[z - 1 : z + 2, y - 2 : y + 3, x - 2 : x + 3] = 100
+
+    found = detect(replace(volume, hu=hu), Lungs(scans[0].lungs > 0, volume.grid), np.random.default_rng(0))
+
+    spot_xyz_mm = volume.grid.to_world_xyz_mm([[z, y, x]])
+    assert np.linalg.norm(found - spot_xyz_mm, axis=1).min() < 4
 
 
 def test_as_many_are_kept_as_asked(tree, tmp_path):
@@ -285,7 +297,7 @@ def test_nodules_have_the_hu_of_their_kind():
 
 
 def test_nodules_touch_what_they_are_said_to_touch(scans):
-    """A nodule on the pleura lies within its radius of the lung's edge; a free one does not."""
+    """One on the pleura reaches to within a slice of the lung's edge or beyond it; a free one does not."""
     from scipy.ndimage import distance_transform_edt
 
     for scan in scans:
@@ -366,15 +378,23 @@ def _acquired(stage, protocol, hu=-800.0):
     return acquire(field, canvas, anatomy, protocol, np.random.default_rng(0)).astype(float)
 
 
-def test_noise_is_as_strong_as_the_protocol_says(stage):
-    """30 HU in the middle, within a quarter; a tenth of it at the most without noise."""
-    z, y, x = np.array(stage[0].grid.shape_zyx) // 2
-    middle = np.s_[: z + 1, y - 20 : y + 20, x - 20 : x + 20]
+@pytest.mark.parametrize("lowest_mm", [-60.0, 60.0], ids=["lungs", "shoulders"])
+@pytest.mark.parametrize("kernel_mm", [0.35, 0.75])
+def test_noise_is_as_strong_as_the_protocol_says(stage, lowest_mm, kernel_mm):
+    """30 HU in the middle below the shoulders, within a tenth, whatever the kernel; more between them."""
+    anatomy = stage[1]
+    grid = Grid((60, 120, 120), (1.5, 1.5, 2.0), (-90.0, -90.0, lowest_mm))
+    protocol = replace(PLAIN, noise_hu=30.0, kernel_mm=kernel_mm)
 
-    noisy = _acquired(stage, replace(PLAIN, noise_hu=30.0))[middle].std()
+    field = np.full(grid.shape_zyx, -500, np.float32)
+    noisy = acquire(field, Canvas(grid), anatomy, protocol, np.random.default_rng(0))
 
-    assert 0.75 * 30 < noisy < 1.35 * 30
-    assert _acquired(stage, PLAIN)[middle].std() < 1
+    middle = noisy[:, 50:70, 50:70].std(axis=(1, 2))
+    z_mm = Canvas(grid).axes_zyx_mm[0]
+    assert np.median(middle[z_mm < 110]) == pytest.approx(30, rel=0.1)
+    if lowest_mm > 0:
+        assert np.median(middle[z_mm > 170]) > 1.3 * 30
+    assert _acquired(stage, PLAIN).std() < 1
 
 
 def test_metal_throws_streaks_over_few_slices(stage):
@@ -396,6 +416,23 @@ def test_motion_smears_only_what_moves(stage):
 
     assert np.abs(moved - still)[heart_mm < 0].max() > 100
     assert np.abs(moved - still)[heart_mm > 45].max() < 5
+
+
+@pytest.mark.parametrize("breath_mm", [2.0, 4.0, 6.5])
+def test_motion_smears_without_moving(stage, breath_mm):
+    """A bright slice that moves keeps its middle within a twentieth of a slice, and loses height."""
+    canvas, anatomy = stage
+    moving = replace(anatomy, diaphragm_mm=np.full_like(anatomy.diaphragm_mm, -1))
+    field = np.full(canvas.grid.shape_zyx, -800, np.float32)
+    field[20] = 0
+
+    still, seen = (
+        acquire(field.copy(), canvas, moving, protocol, np.random.default_rng(0)).mean(axis=(1, 2)) + 800
+        for protocol in (PLAIN, replace(PLAIN, breath_mm=breath_mm))
+    )
+
+    assert (seen * np.arange(45)).sum() / seen.sum() == pytest.approx(20, abs=0.05)
+    assert seen[20] < 0.98 * still[20]
 
 
 def test_padding_lies_outside_the_circle(stage):
@@ -525,6 +562,20 @@ def test_what_cannot_be_is_refused(tmp_path, arguments, message):
 
     assert str(error.value) == message
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_more_than_there_is_cannot_be_kept(run_cli, tmp_path):
+    """5,000 for each on a nodule are asked for; the scan has fewer, all are kept, and a line says so."""
+    asked = ["--scans", "1", "--nodules", "1", "--imbalance", "5000"]
+
+    done = run_cli("phantom", tmp_path / "out", *asked)
+
+    about = pd.read_csv(tmp_path / "out" / "scans.csv")
+    table = pd.read_csv(tmp_path / "out" / "candidates_V2.csv")
+    assert done.returncode == 0, done.stderr
+    assert "These are all the scans have: fewer than 5000 for each on a nodule." in done.stderr
+    assert (table["class"] == 0).sum() == about["num_proposals"].sum() < 5000
 
 
 @pytest.mark.slow

@@ -43,6 +43,22 @@ def test_a_command_of_the_readme_has_only_options_that_exist(line, run_cli):
     assert command in {entry.callback.__name__ for entry in app.registered_commands}
 
 
+def test_links_within_the_readme_lead_somewhere():
+    """Each (#anchor) is that of a heading, and each linked file exists."""
+    headings = {
+        re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+        for heading in re.findall(r"^#+ (.*)$", README, re.MULTILINE)
+    }
+
+    links = re.findall(r"\]\((?!http)([^)]+)\)", README)
+
+    assert len(links) > 3
+    for link in links:
+        path, _, anchor = link.partition("#")
+        assert (Path(__file__).parents[1] / path).exists()
+        assert not anchor or anchor in headings
+
+
 def test_the_table_of_losses_has_every_loss_with_its_parameters_and_defaults():
     """Each row names a loss, and each parameter but class_weights with the default that the code has."""
     rows = re.findall(r"^\| `(\w+)` \| (.*?) \| .* \|$", README.split("| loss | parameters")[1], re.MULTILINE)

@@ -1,4 +1,5 @@
 import re
+import shutil
 import zlib
 
 import numpy as np
@@ -312,3 +313,17 @@ def test_find_scans_refuses_what_is_not_there(tmp_path):
         find_scans([tmp_path / "gone"])
     with pytest.raises(InputError, match=f"{tmp_path} holds no scan"):
         find_scans([tmp_path])
+
+
+def test_lung_masks_are_not_taken_for_scans(small_tree, tmp_path):
+    """A LUNA16 tree with its masks is searched as a whole: four scans, and no mask of the same name."""
+    tree = shutil.copytree(small_tree, tmp_path / "tree")
+    masks = tree / "seg-lungs-LUNA16"
+    masks.mkdir()
+    for path in tree.glob("subset*/*.mhd"):
+        shutil.copy(path, masks)
+
+    found = find_scans([tree])
+
+    assert len(found) == 4
+    assert all("seg-lungs" not in str(source.path) for source in found)

@@ -54,11 +54,12 @@ def write_cube_sheet(tree: LunaTree, candidates: pd.DataFrame, path: Path, most:
 
     Args:
         tree: The scans they lie in.
-        candidates: Table `seriesuid, coordX, coordY, coordZ, class`; drawn evenly from all its rows.
+        candidates: Table `seriesuid, coordX, coordY, coordZ, class`; drawn evenly from the rows of its scans.
         path: The PNG to write.
         most: How many of each class.
     """
     rows = []
+    candidates = candidates[candidates["seriesuid"].isin(tree.scan_paths)]
     for label in (1, 0):
         of_class = candidates[candidates["class"] == label]
         if of_class.empty:

@@ -17,6 +17,7 @@ from luna_cls.scans.readers import dicom, metaimage, nifti, nrrd
 from luna_cls.scans.readers.itk import Voxels
 
 AIR_HU = -1000
+LUNGS_FOLDER = "seg-lungs-LUNA16"  # LUNA16's masks, each named as its scan
 LOWEST_MEASURED_HU = -1024  # below this a scanner pads what lies outside its field of view
 
 READERS: dict[str, Callable[[Path], Voxels]] = {
@@ -116,6 +117,8 @@ def files_of(path: Path, series_uid: str) -> list[Path]:
 def find_scans(paths: Iterable[str | Path]) -> list[ScanSource]:
     """The scans among `paths`: files as given, folders searched for files of `READERS` and DICOM series.
 
+    LUNA16's lung masks are passed over.
+
     Raises:
         InputError: If a path does not exist or a folder holds no scan.
     """
@@ -123,7 +126,7 @@ def find_scans(paths: Iterable[str | Path]) -> list[ScanSource]:
     for path in map(Path, paths):
         if path.is_dir():
             files = sorted(file for file in path.rglob("*") if _ending(file) and file.is_file())
-            inside = [_of_file(file) for file in files]
+            inside = [_of_file(file) for file in files if LUNGS_FOLDER not in file.relative_to(path).parts]
             for uid, slices in dicom.find_series(path).series.items():
                 folder = Path(os.path.commonpath([one.path.parent for one in slices]))
                 inside.append(ScanSource(folder, uid))

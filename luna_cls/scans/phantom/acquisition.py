@@ -12,10 +12,12 @@ from luna_cls.scans.grid import Grid
 from luna_cls.scans.phantom.anatomy import Anatomy
 from luna_cls.scans.phantom.build import CAGE_HALF_XY_MM, Build
 from luna_cls.scans.phantom.lattice import Canvas, Field, Floats
+from luna_cls.scans.volume import LOWEST_MEASURED_HU
 
 LUNG_Z_MM = (-80.0, 215.0)  # from the deepest recess to above the apices, at middle size
 FLIPPED = np.diag([-1.0, -1.0, 1.0])
-LOWEST_HU, HIGHEST_HU = -1024, 3071  # what a 12-bit scanner can say
+HIGHEST_HU = 3071  # what a 12-bit scanner can say, from LOWEST_MEASURED_HU on
+# Chosen, and so that edges in the lung are as wide as in real scans.
 SHARP_MM, SOFT_MM = 0.33, 0.75  # standard deviation of a kernel's blur; 0.5 is a full width of 1.2 mm
 ENHANCING_BELOW_MM = 0.48  # sharper kernels (bone, lung) also lift edges
 THICKEST_MM = 3.0
@@ -24,15 +26,17 @@ PROFILE = 0.4  # standard deviation of a slice's sensitivity profile, in slice t
 METAL_SHARE, METAL_HU, METAL_REACH_MM = 0.10, (80.0, 260.0), 60.0
 MOVING_SHARE, BEAT_MM, BREATH_MM = 0.4, (1.5, 4.0), (2.0, 7.0)
 PADDED_SHARE = 0.6
-STARVED_Z_MM = 120.0  # above it shoulders take the light away: more noise, and drawn out sideways
+# Chosen: above that height shoulders take the light away, more so over the next 60 mm.
+STARVED_Z_MM, STARVED_OVER_MM, STARVED_GAIN = 120.0, 60.0, 5.0
+HEART_REACH_MM, DIAPHRAGM_REACH_MM = 14.0, 22.0  # chosen: how far from it lung moves along
 
 
 @dataclass(frozen=True)
 class Acquisition:
-    """The settings a scanner draws from. The defaults are the range of LUNA16, with small matrices.
+    """The settings a scanner draws from. The defaults give small matrices, in seconds.
 
-    Pixels, slices and directions are those of LUNA16's headers (0.46 to 0.98 mm, 0.6 to 2.5 mm); noise is
-    that of its quiet and noisy scans, measured in air-filled airways; the rest is chosen.
+    Pixels and slices lie within those of LUNA16's scans (0.46 to 0.98 mm, 0.6 to 2.5 mm), but for slices of
+    3 mm, which other screening data have. The rest is chosen.
 
     Args:
         num_slices: Fewest and most slices.
@@ -67,7 +71,7 @@ class Protocol:
         kernel_mm: Standard deviation of the blur within a slice.
         enhancement: How much the kernel lifts edges; 0 if it does not.
         thickness_mm: Thickness of a slice, at least the distance to the next.
-        noise_hu: Standard deviation of the noise in the middle of the body.
+        noise_hu: Standard deviation of the noise in the middle of the body, below the shoulders.
         metal: Whether something in it throws streaks.
         beat_mm: How far the heart moved; 0 if it seemed still.
         breath_mm: How far the diaphragm moved.
@@ -160,7 +164,7 @@ def acquire(
         hu -= wide
         del wide
     hu += _noise(canvas, protocol, rng)
-    np.clip(hu, LOWEST_HU, HIGHEST_HU, out=hu)
+    np.clip(hu, LOWEST_MEASURED_HU, HIGHEST_HU, out=hu)
     values = np.rint(hu, out=hu).astype(np.int16)
     if protocol.pad_hu:
         ring = np.hypot(*np.ogrid[-1 : 1 : values.shape[1] * 1j, -1 : 1 : values.shape[2] * 1j]) > 1
@@ -172,16 +176,16 @@ def _move(hu: Field, canvas: Canvas, anatomy: Anatomy, protocol: Protocol) -> No
     """Smears what the heart moves within the slices, and what the diaphragm moves along the body."""
     pixel_mm, _, slice_mm = (float(size) for size in canvas.grid.spacing_xyz_mm)
     for distance_mm, reach_mm, moved_mm, axes, step_mm in (
-        (anatomy.heart_mm, 14.0, protocol.beat_mm, (1, 2), pixel_mm),
-        (anatomy.diaphragm_mm, 22.0, protocol.breath_mm, (0,), slice_mm),
+        (anatomy.heart_mm, HEART_REACH_MM, protocol.beat_mm, (1, 2), pixel_mm),
+        (anatomy.diaphragm_mm, DIAPHRAGM_REACH_MM, protocol.breath_mm, (0,), slice_mm),
     ):
-        width_vox = round(moved_mm / step_mm)
-        if width_vox < 2:
+        if not moved_mm:
             continue
         weight = anatomy.lattice.onto(np.exp(-((np.maximum(distance_mm, 0) / reach_mm) ** 2)), canvas)
         smeared = hu
         for axis in axes:
-            smeared = ndimage.uniform_filter1d(smeared, width_vox, axis)
+            # The deviation of a box as wide as the motion; a box itself would have to be of whole voxels.
+            smeared = ndimage.gaussian_filter1d(smeared, moved_mm / step_mm / np.sqrt(12), axis, truncate=3)
         smeared -= hu
         smeared *= weight
         hu += smeared
@@ -210,10 +214,10 @@ def _noise(canvas: Canvas, protocol: Protocol, rng: np.random.Generator) -> Fiel
     noise = rng.standard_normal(canvas.grid.shape_zyx, dtype=np.float32)
     grain_vox = 1.1 * protocol.kernel_mm / pixel_mm
     ndimage.gaussian_filter(noise, (0.3, grain_vox, grain_vox), output=noise, truncate=3)
-    starved = np.clip((z_mm - STARVED_Z_MM) / 60, 0, 1)
+    middle = np.exp(-((x_mm / 130) ** 2)) * np.exp(-((y_mm / 110) ** 2))[:, None]  # 1 inside, 0 outside
+    noise *= np.float32(protocol.noise_hu / noise[::8].std()) * (0.65 + 0.35 * middle).astype(np.float32)
+    starved = np.clip((z_mm - STARVED_Z_MM) / STARVED_OVER_MM, 0, 1)
     for index in np.flatnonzero(starved > 0):
         drawn_out = ndimage.uniform_filter1d(noise[index], 15, axis=1)
-        noise[index] += np.float32(5 * starved[index]) * drawn_out
-    middle = np.exp(-((x_mm / 130) ** 2)) * np.exp(-((y_mm / 110) ** 2))[:, None]
-    noise *= np.float32(protocol.noise_hu / noise[::8].std()) * (0.75 + 0.4 * middle).astype(np.float32)
+        noise[index] += np.float32(STARVED_GAIN * starved[index]) * drawn_out
     return noise

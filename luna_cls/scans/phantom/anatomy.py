@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from luna_cls.scans.phantom.bones import along_ribs, bones
+from luna_cls.scans.phantom.bones import JOINT_Y_MM, along_ribs, bones
 from luna_cls.scans.phantom.build import (
     APEX_Z_MM,
     CAGE_HALF_XY_MM,
@@ -34,7 +34,6 @@ class Anatomy:
         lung_mm: Distance to the surface of the lungs.
         left: Whether a point is on the left lung's side.
         wall_mm: Distance to the rib cage's inner surface.
-        mediastinum_mm: Distance to heart, great vessels, spine and what joins them.
         heart_mm: Distance to the heart.
         diaphragm_mm: Distance to the diaphragm's upper surface.
         fissure_mm: Signed distance to the nearest fissure.
@@ -48,7 +47,6 @@ class Anatomy:
     lung_mm: Field
     left: NDArray[np.bool_]
     wall_mm: Field
-    mediastinum_mm: Field
     heart_mm: Field
     diaphragm_mm: Field
     fissure_mm: Field
@@ -60,10 +58,11 @@ class Anatomy:
 def make_anatomy(lattice: Lattice, build: Build, rng: np.random.Generator) -> Anatomy:
     """Builds one person's chest on a lattice."""
     mesh = _warped(lattice, build, rng)
-    x = mesh[2]
+    _, y, x = mesh
     wall = _rib_cage(mesh) + 1.2 * lattice.noise(rng, 20) + 0.5 * lattice.noise(rng, 7)
     rib_mm = along_ribs(mesh, build)
     bulge_mm = build.bulge_mm * np.clip(1 + 0.7 * lattice.noise(rng, 16), 0, 2)
+    bulge_mm = bulge_mm * (1 + 0.9 * np.exp(-(((y - JOINT_Y_MM) / 8) ** 2)))
     pleura = wall + bulge_mm * np.exp(-((rib_mm / 6.5) ** 2))
     # Spurs of the spine push the pleura before them.
     mediastinum = (
@@ -85,7 +84,6 @@ def make_anatomy(lattice: Lattice, build: Build, rng: np.random.Generator) -> An
         lung_mm=lung * size,
         left=np.broadcast_to(x > 0, lung.shape),
         wall_mm=wall * size,
-        mediastinum_mm=mediastinum * size,
         heart_mm=heart(mesh, build) * size,
         diaphragm_mm=diaphragm * size,
         fissure_mm=_fissures(mesh) * size,

@@ -9,6 +9,7 @@ from luna_cls.scans.phantom.lattice import Field
 from luna_cls.scans.phantom.shapes import Mesh, block, pipe
 
 NO_BONE_MM = 50.0  # far from any bone
+JOINT_Y_MM = -48.0  # where ribs end and cartilage begins
 
 
 def along_ribs(mesh: Mesh, build: Build) -> Field:
@@ -22,7 +23,9 @@ def bones(mesh: Mesh, wall: Field, rib_mm: Field, build: Build) -> tuple[Field, 
     """Distances to bone and to the cartilage that joins ribs and breastbone."""
     z, y, x = mesh
     ribs = (np.hypot((wall - RIB_DEPTH_MM) / 4.4, rib_mm / 6.8) - 1) * 4.4
-    in_front = (y < -48) & (np.abs(x) < 78)
+    # Where bone meets cartilage a rib is thick, and more so with age.
+    ribs = ribs - 0.9 * build.bulge_mm * np.exp(-(((y - JOINT_Y_MM) / 7) ** 2))
+    in_front = (y < JOINT_Y_MM) & (np.abs(x) < 78)
     cartilage = np.where(in_front, ribs, NO_BONE_MM)
     bone = np.where(in_front, NO_BONE_MM, ribs)
     bone = np.minimum(bone, _vertebrae(mesh, build))

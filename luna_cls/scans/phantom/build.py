@@ -25,7 +25,6 @@ HILUM_XYZ_MM = (36.0, 6.0, 92.0)  # the left hilum; the right one is its mirror 
 CARINA_XYZ_MM = (2.0, 18.0, 118.0)
 
 AIR_HU, FAT_HU, MUSCLE_HU, CARTILAGE_HU, LIVER_HU = -1000.0, -103.0, 50.0, 110.0, 60.0
-NO_BONE_MM = 50.0
 
 
 @dataclass(frozen=True)

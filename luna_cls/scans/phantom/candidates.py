@@ -13,9 +13,9 @@ from luna_cls.scans.phantom.nodules import Nodule
 from luna_cls.scans.proposals import propose
 from luna_cls.scans.volume import CTVolume
 
-JITTER_MM = 1.5  # a detector's mark lies this far from a nodule's centre along each axis
-MARKS = (1, 2, 1, 1)  # on a nodule; LUNA16 has 1,557 on 1,186 nodules
-STRONGEST_SHARE = 0.5  # chosen: half of what is kept is what the detector is surest of
+JITTER_MM = 1.5  # chosen: how far a mark lies from a nodule's centre, standard deviation along each axis
+MARKS = (1, 2, 1, 1)  # chosen: on a nodule, beside the detector's own; LUNA16 has 1,557 on 1,186 in all
+STRONGEST_SHARE = 0.5  # chosen
 ALL = 10_000  # more points than any scan gives
 
 
@@ -33,8 +33,8 @@ def mark_nodules(nodules: list[Nodule], rng: np.random.Generator) -> Floats:
 def detect(volume: CTVolume, lungs: Lungs, rng: np.random.Generator) -> Floats:
     """What the detector marks in a finished scan, `(n, 3)`, world mm.
 
-    The order is that in which to keep them: by turns the next of the strongest, and one of the others at
-    random, so that however few are kept they are not all of one kind.
+    The order is that in which to keep them: a half, by chance, stand where their scores put them, the others
+    have changed places at random. So however few are kept, about half are of the strongest, and half of all.
 
     Args:
         volume: The scan.

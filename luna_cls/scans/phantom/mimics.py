@@ -9,9 +9,10 @@ from scipy import ndimage
 
 from luna_cls.scans.phantom.anatomy import Anatomy
 from luna_cls.scans.phantom.lattice import Field, Floats
+from luna_cls.scans.phantom.nodules import Nodule
 from luna_cls.scans.phantom.strokes import Brush
 
-KEEP_CLEAR_MM = 10.0  # a mimic and a nodule stay this far apart
+KEEP_CLEAR_MM = 10.0  # chosen: from a mimic's middle to a nodule's surface
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class _Spot:
 
 
 def draw_mimics(
-    hu: Field, brush: Brush, anatomy: Anatomy, avoid_xyz_mm: Floats, rng: np.random.Generator
+    hu: Field, brush: Brush, anatomy: Anatomy, nodules: list[Nodule], rng: np.random.Generator
 ) -> Floats:
     """Draws a scan's look-alikes into it.
 
@@ -41,7 +42,7 @@ def draw_mimics(
         hu: The scan.
         brush: Draws on the scan's voxels.
         anatomy: Whose chest it is.
-        avoid_xyz_mm: Nodule centres `(n, 3)`, with `KEEP_CLEAR_MM` to be kept from each.
+        nodules: What they stay clear of.
         rng: Source of chance.
 
     Returns:
@@ -62,12 +63,15 @@ def draw_mimics(
         (dependent, counts.hazes, _draw_haze),
     ):
         points_xyz_mm = anatomy.lattice.points_xyz_mm(where)
+        points_xyz_mm = points_xyz_mm[brush.canvas.grid.contains(points_xyz_mm)]
         for _ in range(int(rng.integers(bounds[0], bounds[1] + 1))):
             if not len(points_xyz_mm):
                 break
             place_xyz_mm = rng.choice(points_xyz_mm)
-            gaps = np.linalg.norm(avoid_xyz_mm - place_xyz_mm, axis=1)
-            if (gaps > KEEP_CLEAR_MM).all():
+            if all(
+                np.linalg.norm(nodule.center_xyz_mm - place_xyz_mm) > nodule.radius_mm + KEEP_CLEAR_MM
+                for nodule in nodules
+            ):
                 draw(hu, brush, _Spot(place_xyz_mm, _outwards(anatomy, place_xyz_mm)), rng)
                 places.append(place_xyz_mm)
     return np.reshape(places, (-1, 3))

@@ -18,8 +18,8 @@ LAST_SHARE, MOST_PER_SCAN = 0.32, 12
 # Quantiles of the diameters in LUNA16's annotations.csv; 42 % lie below 6 mm, 24 % from 10.
 DIAMETER_QUANTILES = (0.0, 0.01, 0.10, 0.25, 0.42, 0.50, 0.76, 0.90, 0.99, 1.0)
 DIAMETERS_MM = (3.25, 3.6, 4.4, 5.1, 6.0, 6.4, 10.0, 15.5, 24.0, 32.0)
-# Chosen, after the mix of a screening population: solid nodules are about three in four.
-KIND_SHARES = {"solid": 0.68, "part-solid": 0.09, "ground-glass": 0.10, "calcified": 0.09, "cavitary": 0.04}
+# All of the following is chosen, after the mix of a screening population: two in three are solid.
+KIND_SHARES = {"solid": 0.66, "part-solid": 0.09, "ground-glass": 0.12, "calcified": 0.09, "cavitary": 0.04}
 LEAST_MM = {"part-solid": 6.0, "ground-glass": 5.0, "cavitary": 8.0}  # smaller ones drown: solid instead
 SHAPE_SHARES = {"round": 0.42, "lobulated": 0.38, "spiculated": 0.20}
 LARGE_FROM_MM = 12.0  # large nodules are seldom round, and more often hollow
@@ -53,7 +53,8 @@ class Nodule:
         kind: A key of `KIND_SHARES`.
         shape: A key of `SHAPE_SHARES`.
         attachment: A key of `SITE_SHARES`: what it touches.
-        hu: Its attenuation before the scanner blurs it; the wall's, or the outer part's.
+        hu: Its attenuation before the scanner blurs it: of a part-solid one's outer part, a calcified one's
+            core, a cavitary one's wall.
         edge_mm: Over how much its edge fades.
         waves: Its outline: `(k, 5)` direction xyz, height and phase of each ripple.
         spikes_xyz: Tips `(k, 3)` of spicules, from the centre, in radii.
@@ -170,7 +171,7 @@ def _places_xyz_mm(
         places = places + 0.6 * radius_mm * _directions(TRIES, rng)
         return places[anatomy.lattice.at(depth_mm, places) > radius_mm + 1.0]
     if site == "pleura":
-        # From nearly half sunk into the pleura to only just touching it; deeper, it could not be seen.
+        # From half of the radius sunk into the pleura to just touching it; deeper, it is not seen.
         wanted_mm = rng.uniform(0.45, 1.0) * radius_mm
         where = np.abs(depth_mm - wanted_mm) < 1.0
     elif site == "fissure":

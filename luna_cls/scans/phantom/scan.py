@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from luna_cls.scans.lungs import Lungs
 from luna_cls.scans.phantom.acquisition import (
-    LOWEST_HU,
     Acquisition,
     Protocol,
     acquire,
@@ -25,7 +24,7 @@ from luna_cls.scans.phantom.mimics import draw_mimics
 from luna_cls.scans.phantom.nodules import Nodule, draw_nodule, place_micronodules, place_nodules
 from luna_cls.scans.phantom.strokes import Brush
 from luna_cls.scans.phantom.vessels import WALL_HU, bronchi_parts, grow_trees, vessel_part
-from luna_cls.scans.volume import AIR_HU, CTVolume
+from luna_cls.scans.volume import AIR_HU, LOWEST_MEASURED_HU, CTVolume
 
 LEFT_LUNG, RIGHT_LUNG = 3, 4  # labels of LUNA16's lung masks
 MARROW_HU, CORTEX_HU, CORTEX_MM = 190.0, 650.0, 1.3  # textbook values; a rib's cortex is 1 to 2 mm
@@ -38,7 +37,8 @@ class PhantomScan:
     """A finished scan and what is known of it. Points are in the world, xyz mm.
 
     Args:
-        volume: The scan; outside its field of view it may hold -2048 or -3024.
+        volume: The scan as it reads.
+        stored_hu: int16 `(z, y, x)`, as it is stored: outside the field of view it may hold -2048 or -3024.
         lungs: uint8 `(z, y, x)`: 3 in the left lung, 4 in the right one, 0 elsewhere.
         build: Whose chest it is.
         protocol: How it was taken.
@@ -50,6 +50,7 @@ class PhantomScan:
     """
 
     volume: CTVolume
+    stored_hu: NDArray[np.int16]
     lungs: NDArray[np.uint8]
     build: Build
     protocol: Protocol
@@ -98,7 +99,7 @@ def make_scan(seed: int, index: int, acquisition: Acquisition, num_nodules: int 
     hu += outer * np.maximum(WALL_HU - hu, 0)
     hu += lumen * (-990.0 - hu)
     del outer, lumen
-    mimics_xyz_mm = draw_mimics(hu, brush, anatomy, _centers_xyz_mm(nodules), rng)
+    mimics_xyz_mm = draw_mimics(hu, brush, anatomy, [*nodules, *small], rng)
     for nodule in (*nodules, *small):
         draw_nodule(hu, brush, nodule)
     values = acquire(hu, canvas, anatomy, protocol, rng)
@@ -106,15 +107,16 @@ def make_scan(seed: int, index: int, acquisition: Acquisition, num_nodules: int 
 
     nodules = [replace(nodule, center_xyz_mm=nodule.center_xyz_mm + shift_xyz_mm) for nodule in nodules]
     small = [replace(nodule, center_xyz_mm=nodule.center_xyz_mm + shift_xyz_mm) for nodule in small]
-    volume = CTVolume(series_uid(seed, index), values, grid)
-    read = replace(volume, hu=np.where(values < LOWEST_HU, np.int16(AIR_HU), values))
-    found = detect(read, Lungs(labels > 0, grid), rng)
+    as_read = np.where(values < LOWEST_MEASURED_HU, np.int16(AIR_HU), values)
+    volume = CTVolume(series_uid(seed, index), as_read, grid)
+    found = detect(volume, Lungs(labels > 0, grid), rng)
     marks = np.vstack([mark_nodules(nodules, rng), found])
     marks = marks[grid.contains(marks)]
     is_hit = in_nodules(marks, _centers_xyz_mm(nodules), np.array([one.diameter_mm for one in nodules]))
     mimics_xyz_mm = mimics_xyz_mm + shift_xyz_mm
     return PhantomScan(
         volume,
+        values,
         labels,
         build,
         protocol,

@@ -19,13 +19,14 @@ from luna_cls.processes import run_in_processes
 from luna_cls.scans.grid import Grid
 from luna_cls.scans.phantom.acquisition import Acquisition
 from luna_cls.scans.phantom.scan import PhantomScan, make_scan
+from luna_cls.scans.volume import LUNGS_FOLDER
 
 NUM_SUBSETS = 10
-LUNGS_FOLDER = "seg-lungs-LUNA16"
 MARK = "phantom.json"  # tells a phantom from a LUNA16 download
 COMPRESSION_LEVEL = 2  # noise hardly compresses: level 6 takes half as long again and saves 2 %
 
 IMBALANCE = 100  # candidates on no nodule for one on a nodule; LUNA16 has 484
+NODULE_COLUMNS = ["diameter_mm", "kind", "shape", "attachment", "hu", "contrast_to_noise"]
 NO_DIAMETER_MM = -1.0  # what LUNA16 writes for a finding that is no nodule
 
 
@@ -76,7 +77,8 @@ def write_phantom(
 ) -> PhantomTree:
     """Writes synthetic chest CTs as a LUNA16 tree.
 
-    Scan `i` depends on `seed` and `i` alone: not on the number of scans or workers. Its files are
+    Scan `i` depends on `seed`, `i`, `num_nodules` and `acquisition`: not on the number of scans or workers;
+    only how many of its candidates are kept depends on the others. Its files are
     `subset{i % 10}/{uid}.mhd` and `.zraw`, and a mask of its lungs in `seg-lungs-LUNA16`. Beside them lie
     LUNA16's `annotations.csv`, `annotations_excluded.csv` (what is too small, and what only looks like a
     nodule), `candidates_V2.csv` and `seriesuids.csv`; and what LUNA16 cannot tell: `nodules.csv` (the kind,
@@ -88,7 +90,8 @@ def write_phantom(
         num_scans: How many scans; at least 1.
         seed: Not negative. Same seed, same bytes.
         imbalance: Candidates on no nodule for each that is on one, over all scans, an equal share from
-            each; fewer where the scans' own proposals are fewer, as `phantom.json` then tells.
+            each; fewer where the scans' own proposals are fewer, as `phantom.json` then tells. In a tree
+            without a nodule, so many in all.
         num_nodules: Nodules in every scan, as far as there is room, for a set to learn from; by default
             none in a third of the scans and 1 to 12 in the others, fewer being more common.
         workers: Processes; by default one for each core. With 1, no process is started.
@@ -134,6 +137,7 @@ def write_phantom(
                 "seed": seed,
                 "imbalance": imbalance,
                 "num_nodules": num_nodules,
+                "acquisition": asdict(taken),
                 "candidates_on_nodules": on_nodules,
                 "other_candidates": len(candidates) - on_nodules,
                 "luna_cls": __version__,
@@ -147,7 +151,7 @@ def _write_scan(job: _Job) -> tuple[int, _ScanTables]:
     folder, index = job.folder, job.index
     scan = make_scan(job.seed, index, job.acquisition, job.num_nodules)
     uid = scan.volume.series_uid
-    _write_image(folder / f"subset{index % NUM_SUBSETS}" / f"{uid}.mhd", scan.volume.hu, scan.volume.grid)
+    _write_image(folder / f"subset{index % NUM_SUBSETS}" / f"{uid}.mhd", scan.stored_hu, scan.volume.grid)
     _write_image(folder / LUNGS_FOLDER / f"{uid}.mhd", scan.lungs, scan.volume.grid)
     return index, _tables(scan)
 
@@ -161,9 +165,10 @@ def _tables(scan: PhantomScan) -> _ScanTables:
             "shape": nodule.shape,
             "attachment": nodule.attachment,
             "hu": nodule.hu,
+            "contrast_to_noise": (nodule.hu - scan.build.parenchyma_hu) / scan.protocol.noise_hu,
         }
         for nodule in scan.nodules
-    ).reindex(columns=["diameter_mm", "kind", "shape", "attachment", "hu"])
+    ).reindex(columns=NODULE_COLUMNS)
     nodules = pd.concat([_points(uid, [nodule.center_xyz_mm for nodule in scan.nodules]), nodules], axis=1)
     small = _points(uid, [nodule.center_xyz_mm for nodule in scan.micronodules])
     mimics = _points(uid, scan.mimics_xyz_mm)

@@ -17,8 +17,8 @@ DETOUR = 0.35  # chosen: 0 gives the shortest tree, 1 a straight line to every p
 MURRAY = 2.6  # 3 in Murray's law; 2.6 to 2.9 measured in pulmonary arteries
 TIP_RADIUS_MM = (0.25, 0.48)  # chosen: below a voxel
 VESSEL_DEPTH_MM = 3.0  # the lung's outermost millimetres show no vessel
-BRONCHUS_FROM_MM = 1.0  # the smallest artery whose bronchus CT shows
-WALL_HU = 20.0
+BRONCHUS_FROM_MM = 1.0  # chosen: the smallest artery whose bronchus CT shows
+WALL_HU = 20.0  # chosen: a little below muscle
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,11 +34,6 @@ class Tree:
     points_xyz_mm: Floats
     parent: NDArray[np.intp]
     radius_mm: Floats
-
-    def branch_points_xyz_mm(self, least_radius_mm: float) -> Floats:
-        """Where the tree forks, `(n, 3)`, no thinner than asked."""
-        children = np.bincount(self.parent[1:], minlength=self.parent.size)
-        return self.points_xyz_mm[(children > 1) & (self.radius_mm >= least_radius_mm)]
 
 
 def grow_trees(anatomy: Anatomy, rng: np.random.Generator) -> list[Tree]:
