@@ -154,6 +154,7 @@ def acquire(
     if protocol.metal:
         _add_metal(hu, canvas, rng)
     # The brush has averaged over the distance between slices; the profile is wider by what is left.
+    # (Where that is under half a voxel, a Gaussian sampled at voxels blurs less than its deviation says.)
     profile_mm = np.sqrt((PROFILE * protocol.thickness_mm) ** 2 - slice_mm**2 / 12)
     blur_vox = protocol.kernel_mm / pixel_mm
     ndimage.gaussian_filter(hu, (profile_mm / slice_mm, blur_vox, blur_vox), output=hu, truncate=3)
