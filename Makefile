@@ -34,14 +34,13 @@ test-jax test-torch: test-%: .venv-%/installed
 peers: .venv-peers/installed
 
 model: $(VENV)/installed
-	$(CLI) phantom $(MODEL)/train --scans 140 --seed 300 --nodules 14 --imbalance 20 --force
-	$(CLI) prepare $(MODEL)/train $(MODEL)/store --force
+	$(CLI) phantom $(MODEL)/phantom --scans 140 --seed 300 --nodules 14 --imbalance 20 --force
+	$(CLI) prepare $(MODEL)/phantom $(MODEL)/store --force
 	$(CLI) train $(MODEL)/store $(MODEL)/run --recipe phantom --force
-	$(CLI) phantom $(MODEL)/test --scans 20 --seed 301 --imbalance 490 --force
-	$(CLI) predict $(MODEL)/run/model.keras $(MODEL)/test --candidates $(MODEL)/test/candidates_V2.csv \
-	    --out $(MODEL)/findings --force
+	$(CLI) predict $(MODEL)/run/model.keras $(MODEL)/phantom/subset9 \
+	    --candidates $(MODEL)/phantom/candidates_V2.csv --out $(MODEL)/findings --force
 	$(if $(REAL),$(BIN)/python benchmarks/transfer.py $(MODEL)/run/model.keras $(REAL) --json $(MODEL)/real.json)
-	$(BIN)/python benchmarks/model_card.py $(MODEL)/run $(MODEL)/test $(MODEL)/findings luna_cls/pretrained \
+	$(BIN)/python benchmarks/model_card.py $(MODEL)/run $(MODEL)/phantom $(MODEL)/findings luna_cls/pretrained \
 	    $(if $(REAL),--real $(MODEL)/real.json)
 
 lint: $(VENV)/installed-dev

@@ -1,11 +1,11 @@
 """Puts a trained model where the package finds it, with a card that says what it is and what it scores.
 
-python benchmarks/model_card.py RUN TEST FINDINGS OUT [--real FILE.json]
+python benchmarks/model_card.py RUN PHANTOM FINDINGS OUT [--real FILE.json]
 
-RUN is the run, TEST a phantom it has not seen, with as many nodules as LUNA16, FINDINGS what `luna-cls
-predict` found there, and FILE.json what `benchmarks/transfer.py --json` said of real scans. Writes
+RUN is the run, PHANTOM what it was trained on, FINDINGS what `luna-cls predict` found in the scans of it that
+were kept aside (fold 9), and FILE.json what `benchmarks/transfer.py --json` said of real scans. Writes
 `OUT/phantom.keras` and `OUT/phantom.json`. The operating point is the logit at which, of the candidates of
-TEST, one a scan that is no nodule is marked. `make model` calls this.
+those scans, one a scan that is no nodule is marked. `make model` calls this.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ MOST_BYTES = 4_000_000
 def main() -> None:
     """Copies and writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    for name in ("run", "test", "findings", "out"):
+    for name in ("run", "phantom", "findings", "out"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--real", type=Path)
     options = parser.parse_args()
     findings = pd.read_csv(options.findings / "findings.csv", dtype={"seriesuid": str})
     uids = (options.findings / "seriesuids.csv").read_text().split()
     annotations, excluded = (
-        pd.read_csv(options.test / name, dtype={"seriesuid": str})
+        pd.read_csv(options.phantom / name, dtype={"seriesuid": str})
         for name in ("annotations.csv", "annotations_excluded.csv")
     )
     others = np.sort(findings.loc[findings["class"] == 0, "logit"])[::-1]
@@ -55,9 +55,15 @@ def main() -> None:
         "output": "logits (n, 1), of natural prevalence in its training set",
         "training_data": "synthetic scans of luna-cls phantom alone; no scan of a person",
         "settings": tomllib.loads((options.run / "settings.toml").read_text()),
-        "test_phantom": json.loads((options.test / "phantom.json").read_text())
-        | {name: metrics[name] for name in ("auc", "average_precision")}
-        | {"cpm": froc.cpm, "num_nodules": froc.num_nodules},
+        "phantom": json.loads((options.phantom / "phantom.json").read_text()),
+        "on_scans_kept_aside": {
+            "num_scans": froc.num_scans,
+            "num_nodules": froc.num_nodules,
+            "num_candidates": len(findings),
+            "cpm": froc.cpm,
+            "auc": metrics["auc"],
+            "average_precision": metrics["average_precision"],
+        },
         "operating_point": {
             "logit": threshold,
             "false_alarms_per_scan": FALSE_ALARMS_PER_SCAN,
@@ -73,7 +79,7 @@ def main() -> None:
     shutil.copyfile(options.run / "model.keras", options.out / "phantom.keras")
     write_json(options.out / "phantom.json", card)
     print(
-        f"{options.out}/phantom.keras: {size:,} bytes, CPM {froc.cpm:.3f} on {len(uids)} unseen phantom scans"
+        f"{options.out}/phantom.keras: {size:,} bytes, CPM {froc.cpm:.3f} on {len(uids)} phantom scans kept aside"
     )
 
 

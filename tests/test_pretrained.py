@@ -36,7 +36,7 @@ def test_it_is_the_one_its_card_tells_of():
     assert hashlib.sha256(content).hexdigest() == CARD["sha256"]
     assert "not for diagnosis" in CARD["purpose"]
     assert CARD["made_by"] == "make model"
-    assert 0.3 < CARD["test_phantom"]["cpm"] < 0.97
+    assert 0.3 < CARD["on_scans_kept_aside"]["cpm"] < 0.97
 
 
 def test_it_is_known_by_its_name():
