@@ -79,7 +79,7 @@ def main() -> None:
     shutil.copyfile(options.run / "model.keras", options.out / "phantom.keras")
     write_json(options.out / "phantom.json", card)
     print(
-        f"{options.out}/phantom.keras: {size:,} bytes, CPM {froc.cpm:.3f} on {len(uids)} phantom scans kept aside"
+        f"{options.out}/phantom.keras: {size:,} bytes, CPM {froc.cpm:.3f} on {len(uids)} scans kept aside"
     )
 
 
