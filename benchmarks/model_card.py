@@ -78,9 +78,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(options.run / "model.keras", options.out / "phantom.keras")
     write_json(options.out / "phantom.json", card)
-    print(
-        f"{options.out}/phantom.keras: {size:,} bytes, CPM {froc.cpm:.3f} on {len(uids)} scans kept aside"
-    )
+    print(f"{options.out}/phantom.keras: {size:,} bytes, CPM {froc.cpm:.3f} on {len(uids)} scans kept aside")
 
 
 if __name__ == "__main__":
