@@ -4,10 +4,11 @@ import SimpleITK as sitk
 from directions import FLIPPED_XY, IDENTITY, PERMUTED, TILTED, each_direction
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from luna_cls.errors import InputError
-from luna_cls.scans.grid import Grid
+from luna_cls.scans.grid import Grid, interpolated
 
 millimetres = st.floats(-1000, 1000)
 points = st.lists(st.tuples(*[st.floats(-600, 600)] * 3), min_size=1, max_size=4)
@@ -173,3 +174,21 @@ def test_directions_rounded_to_four_digits_are_accepted():
     grid = Grid((4, 5, 6), (1, 1, 1), (0, 0, 0), TILTED.round(4))
 
     np.testing.assert_allclose(grid.to_voxel_zyx(grid.to_world_xyz_mm([[3, 2, 1]])), [[3, 2, 1]], atol=1e-9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    shape=st.tuples(*[st.integers(1, 6)] * 3),
+    places=st.tuples(*[st.lists(st.floats(-2, 8), min_size=1, max_size=5)] * 3),
+    seed=st.integers(0, 1000),
+)
+def test_values_between_voxels_are_those_of_scipy(shape, places, seed):
+    """Linear, the nearest end's value beyond an end, to 1e-5; along an axis of one voxel all are alike."""
+    values = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+    z, y, x = (np.array(along) for along in places)
+
+    between = interpolated(values, (z, y, x))
+
+    mesh = np.meshgrid(z, y, x, indexing="ij")
+    expected = ndimage.map_coordinates(values, mesh, order=1, mode="nearest")
+    np.testing.assert_allclose(between, expected, atol=1e-5)

@@ -46,6 +46,11 @@ def _chest(direction=IDENTITY, spacing_xyz_mm=(0.9, 0.8, 1.5)):
     return volume, world
 
 
+def _away_mm(points, center_xyz_mm):
+    """How far each of the points of a table lies from one point."""
+    return np.linalg.norm(points[COORDINATES].to_numpy(float) - np.asarray(center_xyz_mm, float), axis=1)
+
+
 @pytest.fixture(scope="module")
 def chest():
     return _chest()
@@ -54,7 +59,7 @@ def chest():
 @pytest.fixture(scope="module")
 def phantom(tmp_path_factory):
     """A LUNA16 tree of two phantom scans with their own masks."""
-    return write_phantom(tmp_path_factory.mktemp("phantom") / "tree", 2, 3, num_nodules=4, workers=2).root
+    return write_phantom(tmp_path_factory.mktemp("phantom") / "tree", 2, 3, num_nodules=16, workers=2).root
 
 
 def test_both_lungs_are_found_with_what_lies_in_them(chest):
@@ -114,53 +119,66 @@ def test_every_nodule_is_proposed(direction):
     assert points["score"].is_monotonic_decreasing
     assert len(points) <= 20
     for center, diameter in nodules.values():
-        distances_mm = np.linalg.norm(points[COORDINATES].to_numpy() - center, axis=1)
-        assert distances_mm.min() < diameter / 2
+        assert _away_mm(points, center).min() < diameter / 2
 
 
 def test_points_lie_in_the_lungs_that_are_given(chest):
-    """With the left half masked out, no point has x below 0, and no score is below 30."""
-    volume, _ = chest
+    """With the left half masked out, the points are the other half's two nodules, and nothing else."""
+    volume, nodules = chest
     lungs = find_lungs(volume)
     inside = lungs.inside.copy()
     inside[:, :, : inside.shape[2] // 2] = False
 
     points = propose(volume, Lungs(inside, lungs.grid))
 
-    assert len(points) > 0
-    assert (points["coordX"] > 0).all()
-    assert points["score"].min() > 30
+    assert len(points) == 2
+    assert _away_mm(points, nodules["large"][0])[0] < 3
+    assert _away_mm(points, nodules["small"][0])[1] < 1
 
 
 def test_a_ball_scores_by_its_contrast(chest):
     """A free ball of 8 mm and 880 HU contrast scores up to 92 % of it."""
     volume, nodules = chest
     points = propose(volume)
-    distances_mm = np.linalg.norm(points[COORDINATES].to_numpy() - nodules["free"][0], axis=1)
+    nearest = _away_mm(points, nodules["free"][0]).argmin()
 
-    assert 0.75 * 880 < points["score"][distances_mm.argmin()] < 0.95 * 880
+    assert 0.75 * 880 < points["score"][nearest] < 0.95 * 880
 
 
 @pytest.mark.slow
 def test_nodules_of_the_phantom_are_proposed(phantom):
-    """Nine in ten nodules of two scans are hit by one of 600 points a scan."""
-    nodules = pd.read_csv(phantom / "annotations.csv", dtype={"seriesuid": str})
-    hits = []
+    """600 points a scan hit nine in ten nodules of two scans, but for those on the pleura: half of them."""
+    nodules = pd.read_csv(phantom / "nodules.csv", dtype={"seriesuid": str})
+    hits = pd.Series(False, nodules.index)
     for uid, path in LunaTree.open(phantom).scan_paths.items():
         points = propose(read_volume(path))
         assert len(points) <= 600
-        for _, nodule in nodules[nodules["seriesuid"] == uid].iterrows():
-            distances_mm = np.linalg.norm(points[COORDINATES] - nodule[COORDINATES].to_numpy(float), axis=1)
-            hits.append(distances_mm.min() < nodule["diameter_mm"] / 2)
+        assert (points["score"].diff().dropna() <= 0).all()
+        for row, nodule in nodules[nodules["seriesuid"] == uid].iterrows():
+            hits[row] = _away_mm(points, nodule[COORDINATES]).min() < nodule["diameter_mm"] / 2
 
-    assert len(hits) > 0
-    assert np.mean(hits) >= 0.9
+    on_pleura = nodules["attachment"] == "pleura"
+    assert (~on_pleura).sum() >= 10
+    assert hits[~on_pleura].mean() >= 0.9
+    assert hits[on_pleura].mean() >= 0.5
+
+
+def test_a_vessel_is_no_ball(chest):
+    """Along a vessel 6 mm wide, but for its round ends, no point scores a tenth of what each nodule does."""
+    volume, nodules = chest
+    points = propose(volume)
+    in_vessel = np.hypot(points["coordX"] + 55, points["coordY"] + 20) < 3
+    is_end = points["coordZ"].abs() > 40
+
+    of_nodules = [points["score"][_away_mm(points, center).argmin()] for center, _ in nodules.values()]
+    assert (in_vessel & ~is_end).sum() >= 3
+    assert points["score"][in_vessel & ~is_end].max() < 0.1 * min(of_nodules)
 
 
 @pytest.mark.slow
 @pytest.mark.real_data
 def test_the_four_real_nodules_are_proposed(real_data):
-    """All four lie within their radius of one of at most 600 points a scan; lungs are 3.8 and 6.0 litres."""
+    """All four lie within their radius of one of the first ten points; lungs are 3.8 and 6.0 litres."""
     nodules = pd.read_csv(real_data / "lidc" / "annotations.csv", dtype={"seriesuid": str})
     litres, hits = {}, []
     for source in find_scans([real_data / "lidc"]):
@@ -170,8 +188,7 @@ def test_the_four_real_nodules_are_proposed(real_data):
         litres[source.series_uid[-6:]] = round(lungs.volume_ml / 1000, 1)
         assert len(points) <= 600
         for _, nodule in nodules[nodules["seriesuid"] == source.series_uid].iterrows():
-            distances_mm = np.linalg.norm(points[COORDINATES] - nodule[COORDINATES].to_numpy(float), axis=1)
-            hits.append(distances_mm.min() < nodule["diameter_mm"] / 2)
+            hits.append(_away_mm(points[:10], nodule[COORDINATES]).min() < nodule["diameter_mm"] / 2)
 
     assert hits == [True] * 4
     assert litres == {"603192": 3.8, "003264": 6.0}

@@ -15,11 +15,11 @@ from luna_cls.scans.grid import Grid
 from luna_cls.scans.luna16 import LunaTree
 from luna_cls.scans.lungs import Lungs, find_lungs
 from luna_cls.scans.phantom import Acquisition, write_phantom
-from luna_cls.scans.phantom.acquisition import THICKEST_MM, Protocol, acquire, draw_grid
+from luna_cls.scans.phantom.acquisition import THICKEST_MM, Protocol, acquire, blurred, draw_grid
 from luna_cls.scans.phantom.anatomy import make_anatomy
 from luna_cls.scans.phantom.build import Build
 from luna_cls.scans.phantom.candidates import detect
-from luna_cls.scans.phantom.lattice import Canvas, Lattice
+from luna_cls.scans.phantom.lattice import STEP_MM, Canvas, Lattice
 from luna_cls.scans.phantom.nodules import (
     HU_RANGES,
     MICRO_DIAMETERS_MM,
@@ -508,6 +508,38 @@ def test_a_lattice_field_arrives_where_it_belongs():
     places = np.array([[0, 0, 0], [10, 20, 30], np.subtract(canvas.grid.shape_zyx, 1)])
     expected = canvas.grid.to_world_xyz_mm(places) @ [1, 2, 3]
     np.testing.assert_allclose(values[tuple(places.T)], expected, atol=0.01)
+
+
+@settings(max_examples=30, deadline=None)
+@given(sigma_zyx_vox=st.tuples(*[st.floats(0.05, 2.5)] * 3))
+def test_a_blur_is_as_wide_as_it_says(sigma_zyx_vox):
+    """One voxel of 1 stays 1 in all, and spreads by the deviation given, to 0.5 %, below half a voxel too."""
+    point = np.zeros((25, 25, 25))
+    point[12, 12, 12] = 1
+
+    spread = blurred(point, sigma_zyx_vox)
+
+    away2 = (np.arange(25) - 12.0) ** 2
+    lines = [spread.sum(axis=others) for others in ((1, 2), (0, 2), (0, 1))]
+    assert spread.sum() == pytest.approx(1)
+    assert [np.sqrt(line @ away2) for line in lines] == pytest.approx(list(sigma_zyx_vox), rel=5e-3)
+
+
+@pytest.mark.parametrize("size_mm", [7.0, 16.0, 45.0])
+def test_noise_on_the_lattice_has_the_grain_asked_for(size_mm):
+    """Mean 0 and deviation 1, and points half a grain apart are alike, those three grains apart are not."""
+    lattice = Lattice(tuple(np.arange(0, 320, STEP_MM, dtype=np.float32) for _ in range(3)))
+    noise = lattice.noise(np.random.default_rng(0), size_mm)
+
+    def likeness(apart_mm):
+        step = round(apart_mm / STEP_MM)
+        return np.corrcoef(noise[step:].ravel(), noise[:-step].ravel())[0, 1]
+
+    assert noise.shape == lattice.shape_zyx
+    assert noise.mean() == pytest.approx(0, abs=0.01)
+    assert noise.std() == pytest.approx(1, abs=0.01)
+    assert likeness(size_mm / 2) > 0.5
+    assert abs(likeness(3 * size_mm)) < 0.2
 
 
 def test_a_tube_fills_its_volume():

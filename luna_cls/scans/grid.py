@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -92,3 +93,35 @@ class Grid:
         """
         step_xyz = np.linalg.inv(self.direction) / self.spacing_xyz_mm[:, None]
         return step_xyz[::-1, ::-1]
+
+
+def interpolated(
+    values: NDArray[np.floating[Any]], places_zyx_vox: tuple[Floats, Floats, Floats]
+) -> NDArray[np.float32]:
+    """Values between voxels, linearly, at all combinations of places along z, y and x.
+
+    Args:
+        values: Array `(z, y, x)`, float32.
+        places_zyx_vox: Coordinates wanted along each axis; beyond an end, the value is the end's.
+
+    Returns:
+        float32, as many voxels along each axis as there are places.
+    """
+    lower, upper, weight = [], [], []
+    for places, size in zip(places_zyx_vox, values.shape, strict=True):
+        inside = np.clip(places, 0, size - 1)
+        below = np.floor(inside).astype(np.intp)
+        lower.append(below)
+        upper.append(np.minimum(below + 1, size - 1))
+        weight.append((inside - below).astype(np.float32))
+    result = np.empty([len(places) for places in places_zyx_vox], np.float32)
+    # Slice by slice, so that all but what is read and written once stays in the processor's cache.
+    for index, (first, last, part) in enumerate(zip(lower[0], upper[0], weight[0], strict=True)):
+        plane = values[first] + part * (values[last] - values[first])
+        left = plane[:, lower[2]]
+        plane = left + weight[2] * (plane[:, upper[2]] - left)
+        above = plane[lower[1]]
+        np.subtract(plane[upper[1]], above, out=result[index])
+        result[index] *= weight[1][:, None]
+        result[index] += above
+    return result

@@ -59,23 +59,23 @@ def make_anatomy(lattice: Lattice, build: Build, rng: np.random.Generator) -> An
     """Builds one person's chest on a lattice."""
     mesh = _warped(lattice, build, rng)
     _, y, x = mesh
+    heart_mm, aorta_mm = heart(mesh, build), aorta(mesh)
     wall = _rib_cage(mesh) + 1.2 * lattice.noise(rng, 20) + 0.5 * lattice.noise(rng, 7)
     rib_mm = along_ribs(mesh, build)
     bulge_mm = build.bulge_mm * np.clip(1 + 0.7 * lattice.noise(rng, 16), 0, 2)
     bulge_mm = bulge_mm * (1 + 0.9 * np.exp(-(((y - JOINT_Y_MM) / 8) ** 2)))
     pleura = wall + bulge_mm * np.exp(-((rib_mm / 6.5) ** 2))
-    # Spurs of the spine push the pleura before them.
+    spine_spurs = _spurs(mesh, build)  # they push the pleura before them
     mediastinum = (
-        np.minimum(_mediastinum(mesh, build), _spurs(mesh, build) - 1.5)
+        np.minimum(_mediastinum(mesh, heart_mm, aorta_mm), spine_spurs - 1.5)
         + 1.3 * lattice.noise(rng, 12)
         + 0.6 * lattice.noise(rng, 6)
     )
     diaphragm = _diaphragm(mesh) + 1.5 * lattice.noise(rng, 25)
     lung = overlap(overlap(pleura, -mediastinum, 5), -diaphragm, 4)
     bone, cartilage = bones(mesh, wall, rib_mm, build)
-    spurs = _spurs(mesh, build) + 1.5 * lattice.noise(rng, 8)
-    bone = np.minimum(bone, spurs).astype(np.float32)
-    soft_hu = tissue(lattice, mesh, wall, diaphragm, build, rng)
+    bone = np.minimum(bone, spine_spurs + 1.5 * lattice.noise(rng, 8)).astype(np.float32)
+    soft_hu = tissue(lattice, mesh, wall, diaphragm, heart_mm, aorta_mm, build, rng)
     paint(soft_hu, cartilage, CARTILAGE_HU)
     size = np.float32(build.size)
     return Anatomy(
@@ -84,7 +84,7 @@ def make_anatomy(lattice: Lattice, build: Build, rng: np.random.Generator) -> An
         lung_mm=lung * size,
         left=np.broadcast_to(x > 0, lung.shape),
         wall_mm=wall * size,
-        heart_mm=heart(mesh, build) * size,
+        heart_mm=heart_mm * size,
         diaphragm_mm=diaphragm * size,
         fissure_mm=_fissures(mesh) * size,
         bone_mm=bone * size,
@@ -112,16 +112,16 @@ def _rib_cage(mesh: Mesh) -> Field:
     return distance - 0.05 * np.minimum(z - CAGE_WIDEST_Z_MM, 0)
 
 
-def _mediastinum(mesh: Mesh, build: Build) -> Field:
+def _mediastinum(mesh: Mesh, heart_mm: Field, aorta_mm: Field) -> Field:
     z, y, x = mesh
     hx, hy, hz = HILUM_XYZ_MM
     half_width = 5 + 24 * np.exp(-(((y - 14) / 32) ** 2)) - 6 * np.clip((z - 130) / 40, 0, 1)
     shape: Field = np.abs(x) - half_width
     spine = np.hypot(x, (y - SPINE_Y_MM - 6) * 0.85) - 27
     for part, blend_mm in (
-        (heart(mesh, build) - 4, 8),  # 4 mm of fat around the heart
+        (heart_mm - 4, 8),  # 4 mm of fat around the heart
         (spine, 6),
-        (aorta(mesh) - 2, 5),
+        (aorta_mm - 2, 5),
         (ellipsoid(mesh, (hx - 4, hy, hz), (15, 14, 22)), 6),
         (ellipsoid(mesh, (4 - hx, hy, hz - 4), (15, 14, 22)), 6),
     ):

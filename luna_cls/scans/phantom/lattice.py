@@ -13,13 +13,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
-from luna_cls.scans.grid import Grid
+from luna_cls.scans.grid import Grid, interpolated
 
 Field = NDArray[np.floating[Any]]  # float32, but for a few values on their way
 Floats = NDArray[np.float64]
 Box = tuple[slice, slice, slice]
 
 STEP_MM = 2.5  # chosen: distances vary linearly over it, and a chest has only 1.5 million points
+COARSE_FROM_MM = 16.0  # chosen: noise of such a grain is as good on every second point
 MARGIN_MM = 12.0  # chosen: structures just outside the scan still shape what is in it
 
 
@@ -65,10 +66,15 @@ class Lattice:
 
     def noise(self, rng: np.random.Generator, size_mm: float) -> Field:
         """A smooth random field of mean 0 and standard deviation 1; `size_mm` is its grain."""
-        field = rng.standard_normal(self.shape_zyx, dtype=np.float32)
-        width = max(2, round(size_mm / STEP_MM))
+        stride = 2 if size_mm >= COARSE_FROM_MM else 1
+        counts = [(count + stride - 2) // stride + 1 for count in self.shape_zyx]
+        field = rng.standard_normal(counts, dtype=np.float32)
+        width = max(2, round(size_mm / STEP_MM / stride))
         for _ in range(2):
             field = ndimage.uniform_filter(field, width, mode="wrap")
+        if stride > 1:
+            z, y, x = (np.arange(count) / stride for count in self.shape_zyx)
+            field = interpolated(field, (z, y, x))
         return (field - field.mean()) / field.std()
 
     def at(self, field: Field, points_xyz_mm: ArrayLike) -> Floats:
@@ -79,18 +85,11 @@ class Lattice:
 
     def onto(self, field: Field, canvas: Canvas) -> Field:
         """The field interpolated to every voxel of a canvas."""
-        for number, (axis, wanted) in enumerate(zip(self.axes_zyx_mm, canvas.axes_zyx_mm, strict=True)):
-            place = (wanted - axis[0]) / STEP_MM
-            below = np.clip(np.floor(place).astype(int), 0, axis.size - 2)
-            shape = [1, 1, 1]
-            shape[number] = -1
-            weight = (place - below).astype(np.float32).reshape(shape)
-            upper = np.take(field, below + 1, axis=number)
-            field = np.take(field, below, axis=number)
-            upper -= field
-            upper *= weight
-            field += upper
-        return field
+        z, y, x = (
+            (wanted - axis[0]) / STEP_MM
+            for axis, wanted in zip(self.axes_zyx_mm, canvas.axes_zyx_mm, strict=True)
+        )
+        return interpolated(field, (z, y, x))
 
     def nearest_onto(self, field: NDArray[np.bool_], canvas: Canvas) -> NDArray[np.bool_]:
         """The nearest lattice value for every voxel of a canvas."""

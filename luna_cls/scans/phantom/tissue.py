@@ -37,6 +37,8 @@ def tissue(
     mesh: Mesh,
     wall: Field,
     diaphragm: Field,
+    heart_mm: Field,
+    aorta_mm: Field,
     build: Build,
     rng: np.random.Generator,
 ) -> Field:
@@ -59,7 +61,7 @@ def tissue(
     if build.arms_down:
         _paint_arms(hu, mesh, build)
     _paint_abdomen(hu, mesh, wall, diaphragm, build, grain)
-    _paint_chest(hu, mesh, build, grain)
+    _paint_chest(hu, mesh, heart_mm, aorta_mm, build, grain)
     return hu
 
 
@@ -108,18 +110,17 @@ def _paint_abdomen(hu: Field, mesh: Mesh, wall: Field, diaphragm: Field, build: 
     paint(hu, np.maximum(stomach + 4, y + 38), AIR_HU)  # its gas rises to the front
 
 
-def _paint_chest(hu: Field, mesh: Mesh, build: Build, grain: Field) -> None:
+def _paint_chest(hu: Field, mesh: Mesh, heart_mm: Field, aorta_mm: Field, build: Build, grain: Field) -> None:
     z, y, x = mesh
     hx, hy, hz = HILUM_XYZ_MM
-    muscle = heart(mesh, build)
-    paint(hu, muscle, MUSCLE_HU + 0.3 * build.contrast_hu)
-    chambers = np.maximum(muscle + 9, 4 * np.abs(grain) - 6)  # muscle stands between the chambers
+    paint(hu, heart_mm, MUSCLE_HU + 0.3 * build.contrast_hu)
+    chambers = np.maximum(heart_mm + 9, 4 * np.abs(grain) - 6)  # muscle stands between the chambers
     paint(hu, chambers, build.blood_hu + 4 * grain)
     pulmonary = pipe(mesh, [(-hx, hy, hz), (0, 2, 100), (16, -20, 88)], 10)
     left = pipe(mesh, [(8, -8, 98), (hx, hy, hz)], 9)
     cava = pipe(mesh, [(-26, -10, 60), (-28, -12, 160), (-20, -30, 200)], 8.5)
     branches = pipe((z, y, np.abs(x)), [(8, -8, 150), (24, -5, 205)], 5)
-    for vessel in (pulmonary, left, cava, branches, aorta(mesh)):
+    for vessel in (pulmonary, left, cava, branches, aorta_mm):
         paint(hu, vessel, build.blood_hu)
     paint(hu, pipe(mesh, [(4, 34, 220), (6, 36, 80), (14, 30, -20)], 7), MUSCLE_HU - 10)  # oesophagus
     paint(hu, np.hypot(x / 19, (y - SPINE_Y_MM) / 15) * 16 - 16, 80.0)  # discs; bone hides the rest

@@ -107,20 +107,25 @@ def _grow(points_xyz_mm: Floats, calibre: float, rng: np.random.Generator) -> Tr
     the shapes of trees that grow (Cuntz et al. 2010, doi 10.1371/journal.pcbi.1000877).
     """
     count = len(points_xyz_mm)
+    x_mm, y_mm, z_mm = np.ascontiguousarray(points_xyz_mm.T)
+
+    def away_mm(node: int) -> Floats:
+        dx, dy, dz = x_mm - x_mm[node], y_mm - y_mm[node], z_mm - z_mm[node]
+        return np.sqrt(dx * dx + dy * dy + dz * dz)
+
     parent = np.zeros(count, np.intp)
     order = [0]
     from_root_mm = np.zeros(count)
-    cost = np.linalg.norm(points_xyz_mm - points_xyz_mm[0], axis=1)
-    waiting = np.ones(count, bool)
-    waiting[0] = False
+    cost = away_mm(0)
+    cost[0] = np.inf  # what has been joined
     while len(order) < count:
-        node = int(np.where(waiting, cost, np.inf).argmin())
-        waiting[node] = False
+        node = int(cost.argmin())
         order.append(node)
-        step_mm = np.linalg.norm(points_xyz_mm[node] - points_xyz_mm[parent[node]])
-        from_root_mm[node] = from_root_mm[parent[node]] + step_mm
-        offer = np.linalg.norm(points_xyz_mm - points_xyz_mm[node], axis=1) + DETOUR * from_root_mm[node]
-        better = waiting & (offer < cost)
+        away = away_mm(node)
+        from_root_mm[node] = from_root_mm[parent[node]] + away[parent[node]]
+        cost[node] = np.inf
+        offer = away + DETOUR * from_root_mm[node]
+        better = (offer < cost) & (cost < np.inf)
         cost[better] = offer[better]
         parent[better] = node
     radius_mm = calibre * _radii(parent, order, rng)
