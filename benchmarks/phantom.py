@@ -3,6 +3,7 @@
 python benchmarks/phantom.py time [--scans 20]
 python benchmarks/phantom.py hu LUNA_DIR [--scans 12]
 python benchmarks/phantom.py hardness PHANTOM [FINDINGS.csv]
+python benchmarks/phantom.py proposals PHANTOM
 
 `time` makes one scan of 512 x 512 x 200 voxels on one core, then small scans on all cores, and prints
 seconds and memory. `hu` compares histograms of HU with those of real scans: in the lungs, in vessels (over
@@ -10,6 +11,7 @@ seconds and memory. `hu` compares histograms of HU with those of real scans: in 
 Wasserstein distances in HU, with real against real as the yardstick. `hardness` prints the AUC of features of
 the Hessian's eigenvalues on a phantom's candidates; with findings of some of its scans, as `luna-cls predict`
 writes them, also the share of nodules found at one false alarm a scan, by size, kind and attachment.
+`proposals` prints the share hit by one of the points that `luna-cls predict` looks at without a list.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from luna_cls.scans.luna16 import LunaTree
 from luna_cls.scans.lungs import find_lungs
 from luna_cls.scans.phantom import Acquisition, write_phantom
 from luna_cls.scans.phantom.scan import make_scan
+from luna_cls.scans.proposals import MOST, propose
 from luna_cls.scans.volume import CTVolume, read_volume
 
 LARGE = Acquisition((200, 200), (512, 512), (0.6, 0.7), (1.5,))
@@ -55,13 +58,17 @@ def main() -> None:
     hard = commands.add_parser("hardness")
     hard.add_argument("phantom", type=Path)
     hard.add_argument("findings", type=Path, nargs="?")
+    proposed = commands.add_parser("proposals")
+    proposed.add_argument("phantom", type=Path)
     options = parser.parse_args()
     if options.command == "time":
         _print_times(options.scans)
     elif options.command == "hu":
         _print_distances(options.luna_dir, options.scans)
-    else:
+    elif options.command == "hardness":
         _print_hardness(options.phantom, options.findings)
+    else:
+        _print_proposed(options.phantom)
 
 
 def _print_times(num_scans: int) -> None:
@@ -151,14 +158,41 @@ def _print_found(phantom: Path, findings: pd.DataFrame) -> None:
     threshold = others[len(uids)]
     nodules = pd.read_csv(phantom / "nodules.csv", dtype={"seriesuid": str})
     nodules = nodules[nodules["seriesuid"].isin(uids)]
-    found = []
+    confident = findings[findings["logit"] > threshold]
+    nodules = nodules.assign(found=_are_hit(nodules, confident))
+    print(f"{nodules['found'].mean():.3f} of {len(nodules)} nodules found at one false alarm a scan")
+    _print_shares(nodules)
+
+
+def _print_proposed(phantom: Path) -> None:
+    paths = LunaTree.open(phantom).scan_paths
+    with multiprocessing.get_context("spawn").Pool() as pool:
+        points = pd.concat(pool.imap(_propose, paths.values()))
+    nodules = pd.read_csv(phantom / "nodules.csv", dtype={"seriesuid": str})
+    nodules = nodules.assign(found=_are_hit(nodules, points))
+    print(
+        f"{nodules['found'].mean():.3f} of {len(nodules)} nodules hit by at most {MOST} points a scan, "
+        f"{len(points) / len(paths):.0f} on average"
+    )
+    _print_shares(nodules)
+
+
+def _propose(path: Path) -> pd.DataFrame:
+    return propose(read_volume(path))
+
+
+def _are_hit(nodules: pd.DataFrame, points: pd.DataFrame) -> list[bool]:
+    """Which of the nodules have a point of their scan nearer than their radius."""
+    hit = []
     for _, nodule in nodules.iterrows():
-        own = findings[findings["seriesuid"] == nodule["seriesuid"]]
-        away_mm = np.linalg.norm(own[COORDINATES] - nodule[COORDINATES].to_numpy(float), axis=1)
-        found.append(bool((own["logit"][away_mm < nodule["diameter_mm"] / 2] > threshold).any()))
-    sizes = pd.cut(nodules["diameter_mm"], SIZES_MM, right=False).astype(str)
-    nodules = nodules.assign(found=found, size=sizes)
-    print(f"{np.mean(found):.3f} of {len(found)} nodules found at one false alarm a scan")
+        own = points.loc[points["seriesuid"] == nodule["seriesuid"], COORDINATES]
+        away_mm = np.linalg.norm(own.to_numpy(float) - nodule[COORDINATES].to_numpy(float), axis=1)
+        hit.append(bool((away_mm < nodule["diameter_mm"] / 2).any()))
+    return hit
+
+
+def _print_shares(nodules: pd.DataFrame) -> None:
+    nodules = nodules.assign(size=pd.cut(nodules["diameter_mm"], SIZES_MM, right=False).astype(str))
     for column in ("size", "kind", "shape", "attachment"):
         groups = nodules.groupby(column)["found"].agg(["mean", "size"])
         print(f"  {column:10} " + ", ".join(f"{name} {m:.2f} of {n}" for name, m, n in groups.itertuples()))
