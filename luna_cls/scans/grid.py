@@ -118,10 +118,12 @@ def interpolated(
     # Slice by slice, so that all but what is read and written once stays in the processor's cache.
     for index, (first, last, part) in enumerate(zip(lower[0], upper[0], weight[0], strict=True)):
         plane = values[first] + part * (values[last] - values[first])
-        left = plane[:, lower[2]]
-        plane = left + weight[2] * (plane[:, upper[2]] - left)
-        above = plane[lower[1]]
-        np.subtract(plane[upper[1]], above, out=result[index])
+        left, right = plane.take(lower[2], axis=1), plane.take(upper[2], axis=1)
+        right -= left
+        right *= weight[2]
+        right += left
+        above = right.take(lower[1], axis=0)
+        np.subtract(right.take(upper[1], axis=0), above, out=result[index])
         result[index] *= weight[1][:, None]
         result[index] += above
     return result

@@ -184,14 +184,15 @@ def blurred(values: Field, sigma_zyx_vox: tuple[float, ...]) -> Field:
         sigma_zyx_vox: Standard deviation along each axis, in voxels; 0 leaves it.
 
     Returns:
-        A new array, unless every deviation is 0.
+        A new array.
     """
+    result = np.array(values)
     for axis, sigma in enumerate(sigma_zyx_vox):
         if sigma > 0:
             reach = int(np.ceil(3 * sigma)) + 1
             kernel = special.ive(np.abs(np.arange(-reach, reach + 1)), sigma**2)
-            values = ndimage.correlate1d(values, kernel / kernel.sum(), axis)
-    return values
+            ndimage.correlate1d(result, kernel / kernel.sum(), axis, output=result)
+    return result
 
 
 def _move(hu: Field, canvas: Canvas, anatomy: Anatomy, protocol: Protocol) -> None:

@@ -40,7 +40,8 @@ class Brush:
         """
         z, y, x = self._z[box[0]], self._y[box[1]], self._x[box[2]]
         part = 0.5 - distance(z, y, x) / max(edge_mm, self._edge_mm)
-        return np.clip(part, 0, 1).mean(axis=1)
+        part = np.minimum(np.maximum(part, 0), 1)  # np.clip takes longer for so few voxels
+        return part[:, 0] if part.shape[1] == 1 else part.mean(axis=1)
 
     def tubes(
         self, starts_xyz_mm: Floats, ends_xyz_mm: Floats, start_radii_mm: Floats, end_radii_mm: Floats
@@ -50,21 +51,25 @@ class Brush:
         boxes = self.canvas.boxes(
             np.minimum(starts_xyz_mm, ends_xyz_mm) - reach, np.maximum(starts_xyz_mm, ends_xyz_mm) + reach
         )
-        rows = zip(boxes, starts_xyz_mm, ends_xyz_mm, start_radii_mm, end_radii_mm, strict=True)
-        for box, start, end, start_radius, end_radius in rows:
+        steps_xyz_mm = (ends_xyz_mm - starts_xyz_mm).astype(np.float32)
+        tapers_mm = (end_radii_mm - start_radii_mm).astype(np.float32)
+        starts, radii_mm = starts_xyz_mm.astype(np.float32), start_radii_mm.astype(np.float32)
+        for box, start, step, radius, taper in zip(
+            boxes, starts, steps_xyz_mm, radii_mm, tapers_mm, strict=True
+        ):
             if all(part.start < part.stop for part in box):
-                yield box, self.fill(box, _tube(start, end, start_radius, end_radius))
+                yield box, self.fill(box, _tube(start, step, radius, taper))
 
 
-def _tube(start_xyz_mm: Floats, end_xyz_mm: Floats, start_radius_mm: float, end_radius_mm: float) -> Distance:
-    x0, y0, z0 = (np.float32(value) for value in start_xyz_mm)
-    dx, dy, dz = (np.float32(value) for value in end_xyz_mm - start_xyz_mm)
+def _tube(start_xyz_mm: Field, step_xyz_mm: Field, radius: float, taper: float) -> Distance:
+    """A tube from a point to that point and a step; all float32."""
+    (x0, y0, z0), (dx, dy, dz) = start_xyz_mm, step_xyz_mm
     length2 = max(dx * dx + dy * dy + dz * dz, np.float32(1e-6))
-    radius, taper = np.float32(start_radius_mm), np.float32(end_radius_mm - start_radius_mm)
 
     def distance(z: Field, y: Field, x: Field) -> Field:
         z, y, x = z - z0, y - y0, x - x0
-        along = np.clip((z * (dz / length2) + y * (dy / length2)) + x * (dx / length2), 0, 1)
+        along = (z * (dz / length2) + y * (dy / length2)) + x * (dx / length2)
+        along = np.minimum(np.maximum(along, 0), 1)
         away2 = (z - along * dz) ** 2 + (y - along * dy) ** 2 + (x - along * dx) ** 2
         return np.sqrt(away2) - (radius + along * taper)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import multiprocessing
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from luna_cls.scans.phantom.scan import PhantomScan, make_scan
 from luna_cls.scans.volume import LUNGS_FOLDER
 
 NUM_SUBSETS = 10
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's names and numbers
 MARK = "phantom.json"  # tells a phantom from a LUNA16 download
 COMPRESSION_LEVEL = 2  # noise hardly compresses: level 6 takes half as long again and saves 2 %
 
@@ -148,12 +151,25 @@ def write_phantom(
 
 def _write_scan(job: _Job) -> tuple[int, _ScanTables]:
     """Writes one scan and its mask; returns its number and its rows of the tables."""
+    if multiprocessing.parent_process() is not None:
+        _keep_freed_memory()
     folder, index = job.folder, job.index
     scan = make_scan(job.seed, index, job.acquisition, job.num_nodules)
     uid = scan.volume.series_uid
     _write_image(folder / f"subset{index % NUM_SUBSETS}" / f"{uid}.mhd", scan.stored_hu, scan.volume.grid)
     _write_image(folder / LUNGS_FOLDER / f"{uid}.mhd", scan.lungs, scan.volume.grid)
     return index, _tables(scan)
+
+
+def _keep_freed_memory() -> None:
+    """Lets glibc use a freed array's memory for the next one.
+
+    By itself it gives arrays of a scan's size back and takes cleared pages anew: a tenth of a worker's time.
+    """
+    with suppress(AttributeError, OSError, TypeError):  # other C libraries have no mallopt
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _tables(scan: PhantomScan) -> _ScanTables:
