@@ -240,7 +240,9 @@ def prepare(
 def train(
     store: Annotated[Path, typer.Argument(help="A cube store, as prepare makes it.")],
     run: Annotated[Path, typer.Argument(help="The run folder to make.")],
-    recipe: Annotated[str, typer.Option(help="A recipe's name, or a TOML file.")] = "seed",
+    recipe: Annotated[
+        str | None, typer.Option(help="A recipe's name, or a TOML file.", show_default="seed")
+    ] = None,
     loss: Annotated[str | None, typer.Option(help="Short for --set loss.name=NAME.")] = None,
     val_folds: Annotated[
         str | None, typer.Option(help="Folds to validate on, as 9 or 8,9.", show_default="the recipe's")
@@ -248,10 +250,12 @@ def train(
     setting: Annotated[
         list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a setting; may be repeated.")
     ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with RUN, if it was begun.")] = False,
     force: Force = False,
 ) -> int:
-    """Train one model on a cube store."""
+    """Train one model on a cube store. Killed or stopped at any moment, --resume goes on with it."""
     from luna_cls.cubes.store import CubeStore
+    from luna_cls.processes import termination_watched
     from luna_cls.reports.terminal import print_metrics
     from luna_cls.settings import load_settings
     from luna_cls.startup import load_tensorflow_quietly
@@ -263,12 +267,20 @@ def train(
         if not re.fullmatch(r"\d(,\d)*", val_folds):
             raise InputError(f"--val-folds takes folds from 0 to 9, as 9 or 8,9. Received: '{val_folds}'.")
         overrides.append(f"split.validation_folds=[{val_folds}]")
-    settings = load_settings(recipe, overrides)
+    if resume and force:
+        raise InputError("--resume goes on with a run, --force starts it over: give one of them.")
+    is_as_before = resume and recipe is None and not overrides and (run / "settings.toml").is_file()
+    settings = load_settings(str(run / "settings.toml") if is_as_before else recipe or "seed", overrides)
     opened = CubeStore.open(store)
-    load_tensorflow_quietly()
-    from luna_cls.learning.training import train as train_model
+    with termination_watched() as asked_to_stop:
+        load_tensorflow_quietly()
+        from luna_cls.learning.training import train as train_model
 
-    result = train_model(opened, settings, run, force=force, say=_say)
+        result = train_model(
+            opened, settings, run, force=force, resume=resume, asked_to_stop=asked_to_stop, say=_say
+        )
+    if result is None:
+        return DONE
     print_metrics(
         _out,
         f"validation, epoch {result['best_epoch']}, best by {result['monitor']}",

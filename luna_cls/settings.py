@@ -124,6 +124,15 @@ class Settings(_Frozen):
         """The settings as TOML; reading it back gives equal settings."""
         return tomli_w.dumps(self.model_dump(exclude_none=True))
 
+    def flat(self) -> dict[str, Any]:
+        """Every setting that is not None, by its key, as `optimizer.learning_rate`."""
+        tree = tomllib.loads(self.to_toml())  # as it reads back: lists, not tuples
+        flat = {}
+        for key, value in tree.items():
+            branch = value if isinstance(value, dict) else {None: value}
+            flat.update({key if name is None else f"{key}.{name}": entry for name, entry in branch.items()})
+        return flat
+
 
 def recipe_names() -> list[str]:
     """The recipes that come with the package."""

@@ -64,7 +64,7 @@ def test_exact_validation_asks_for_other_weights_if_logits_are_not_finite():
 def test_an_epoch_is_one_plain_line():
     """The line holds the epoch, both losses and the three metrics that tell most."""
     lines = []
-    callback = PlainLines(lines.append, epochs=15, cubes_per_epoch=100)
+    callback = PlainLines(lines.append, epochs=15, cubes_per_step=100)
     logs = {"loss": 0.5, "val_loss": 0.25, "val_balanced_accuracy": 0.75, "val_auc": 0.875}
 
     callback.on_epoch_begin(1)

@@ -23,7 +23,11 @@ _AUGMENTATION = 4  # sets its luck apart from the plan's
 
 
 def training_batches(
-    store: CubeStore, plan: Plan, epochs: range, augmentation: AugmentationSettings | None = None
+    store: CubeStore,
+    plan: Plan,
+    epochs: range,
+    augmentation: AugmentationSettings | None = None,
+    skipped_steps: int = 0,
 ) -> tf.data.Dataset:
     """Batches of one epoch after another, as `plan` has them.
 
@@ -35,6 +39,7 @@ def training_batches(
         plan: Which row is where.
         epochs: Which epochs; each has `plan.steps` batches.
         augmentation: What is done to cubes at random; nothing if None.
+        skipped_steps: With how many batches fewer the first epoch begins.
 
     Returns:
         Dataset of (cubes int16 `(batch, z, y, x, 1)`, labels float32 `(batch, 1)`).
@@ -61,7 +66,7 @@ def training_batches(
         batch, own_labels = tf.numpy_function(read, [epoch, step, rows], (tf.int16, tf.float32))
         return tf.ensure_shape(batch, (None, *spec.shape_zyx, 1)), tf.ensure_shape(own_labels, (None, 1))
 
-    batches = tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(of_epoch)
+    batches = tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(of_epoch).skip(skipped_steps)
     batches = batches.map(batch_of, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return batches.prefetch(tf.data.AUTOTUNE)
 

@@ -12,9 +12,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from luna_cls.errors import InputError
 from luna_cls.files import write_csv
 from luna_cls.judging.evaluation import binary_metrics
-from luna_cls.learning import models
+from luna_cls.learning import checkpoints, models
+from luna_cls.learning.checkpoints import Checkpoint
+from luna_cls.learning.health import TrainingHealth
 
 Logits = NDArray[np.float64]
 
@@ -55,17 +58,21 @@ class ExactValidation(keras.callbacks.Callback):
 
 
 class BestModel(keras.callbacks.Callback):
-    """Keeps the model of the epoch with the best value of one log.
+    """Keeps the model of the epoch with the best value of one log; stops where it gets no better.
 
     Args:
         path: The `.keras` file to keep it in.
         monitor: The log; less is better if its name ends in "loss", more otherwise.
+        patience: After how many epochs that were no better to stop; None for never.
         logit_shift: Added to the logits of the model that is kept.
     """
 
-    def __init__(self, path: Path, monitor: str, logit_shift: float = 0.0) -> None:
+    def __init__(
+        self, path: Path, monitor: str, patience: int | None = None, logit_shift: float = 0.0
+    ) -> None:
         super().__init__()
-        self._path, self._monitor, self._logit_shift = path, monitor, logit_shift
+        self._path, self._monitor = path, monitor
+        self._patience, self._logit_shift = patience, logit_shift
         self._sign = -1.0 if monitor.endswith("loss") else 1.0
         self.epoch = -1
         self.value = -np.inf
@@ -76,6 +83,16 @@ class BestModel(keras.callbacks.Callback):
         if self.epoch < 0 or np.isnan(self.value) or value > self.value:
             self.epoch, self.value = epoch, value
             models.save(self.model, self._path, self._logit_shift)
+        if self._patience is not None and epoch - self.epoch >= self._patience:
+            self.model.stop_training = True
+
+    def notes(self) -> dict[str, Any]:
+        """The best epoch, from 0, and its value."""
+        return {"epoch": self.epoch, "value": self.value}
+
+    def remember(self, notes: dict[str, Any]) -> None:
+        """Takes them back."""
+        self.epoch, self.value = notes["epoch"], notes["value"]
 
 
 class HistoryFile(keras.callbacks.Callback):
@@ -90,6 +107,143 @@ class HistoryFile(keras.callbacks.Callback):
         """Adds the epoch's row."""
         self._rows.append({"epoch": epoch + 1, **(logs or {})})
         write_csv(self._path, pd.DataFrame(self._rows))
+
+    def notes(self) -> list[dict[str, Any]]:
+        """The rows."""
+        return self._rows
+
+    def remember(self, notes: list[dict[str, Any]]) -> None:
+        """Takes them back."""
+        self._rows = notes
+
+
+class Paused(Exception):  # noqa: N818
+    """The training was asked to stop, and has saved where it stands."""
+
+
+class Checkpointing(keras.callbacks.Callback):
+    """Saves where the training stands after every epoch, and once it is asked to stop; and takes it up there.
+
+    It must be the last callback: what the others do at an epoch's end belongs to it.
+
+    Args:
+        folder: Where checkpoints are kept.
+        steps: Steps in an epoch.
+        health: What was found, and the last good weights.
+        best: Which epoch was the best.
+        history: The rows so far.
+        metrics: Those that stream through the epoch.
+        start: Where to take the training up; None for its beginning.
+        asked_to_stop: Whether it is to pause at the next chance.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        steps: int,
+        health: TrainingHealth,
+        best: BestModel,
+        history: HistoryFile,
+        metrics: list[keras.metrics.Metric],
+        start: Checkpoint | None,
+        asked_to_stop: Callable[[], bool],
+    ) -> None:
+        super().__init__()
+        self._folder, self._steps, self._health, self._metrics = folder, steps, health, metrics
+        self._start, self._asked_to_stop = start, asked_to_stop
+        self._remembering: dict[str, TrainingHealth | BestModel | HistoryFile] = {
+            "health": health,
+            "best": best,
+            "history": history,
+        }
+        self._epoch = self._skipped = 0
+        for name, callback in self._remembering.items():
+            if start is not None:
+                callback.remember(start.notes[name])
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002
+        """Puts the model, its optimizer and its metrics back where they were, before the first step."""
+        self._epoch, self._skipped = epoch, 0
+        if self._start is not None:
+            self._restore(self._start)
+            self._skipped = self._start.step
+            self._start = None
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002
+        """Saves and pauses if asked to, unless the epoch ends here anyway.
+
+        Raises:
+            Paused: If so.
+        """
+        step = self._skipped + batch + 1
+        if step < self._steps and self._asked_to_stop():
+            if keras.backend.backend() == "jax":
+                self.model.jax_state_sync()
+            self._save(self._epoch, step)
+            raise Paused(f"after step {step:,} of {self._steps:,} in epoch {self._epoch + 1}")
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002
+        """Saves; pauses if asked to and something is left to do.
+
+        Raises:
+            Paused: If so.
+        """
+        self._save(epoch + 1, 0)
+        if self._asked_to_stop() and not self.model.stop_training:
+            raise Paused(f"after epoch {epoch + 1}")
+
+    def _restore(self, start: Checkpoint) -> None:
+        variables = self._variables()
+        count = len(variables)
+        same = [name for name, _ in variables] == start.names[:count] and all(
+            tuple(variable.shape) == value.shape
+            for (_, variable), value in zip(variables, start.values[:count], strict=True)
+        )
+        if not same:
+            raise InputError(
+                f"The checkpoint in {self._folder} is of another model or another version of luna_cls: its "
+                "variables are not those of this one. Start the run over with --force."
+            )
+        for (_, variable), value in zip(variables, start.values[:count], strict=True):
+            variable.assign(value)
+        if not start.step:  # what is counted within an epoch had been the last one's
+            self._health.on_epoch_begin(start.epoch)
+            for metric in self._streaming():
+                metric.reset_state()
+        if start.epoch:
+            self._health.good_weights = start.values[count:] or self.model.get_weights()
+
+    def _variables(self) -> list[tuple[str, Any]]:
+        # Keras gathers its metrics, and builds the optimizer, in the first step: too late to restore them.
+        if not self.model.optimizer.built:
+            self.model.optimizer.build(self.model.trainable_variables)
+        groups = {
+            "model": self.model.variables,
+            "optimizer": self.model.optimizer.variables,
+            "metrics": {id(v): v for metric in self._streaming() for v in metric.variables}.values(),
+        }
+        return [
+            (f"{group}/{index}/{variable.name}", variable)
+            for group, variables in groups.items()
+            for index, variable in enumerate(variables)
+        ]
+
+    def _streaming(self) -> list[keras.metrics.Metric]:
+        return [*(metric for metric in self.model.metrics if metric.name == "loss"), *self._metrics]
+
+    def _save(self, epoch: int, step: int) -> None:
+        named = [(name, keras.ops.convert_to_numpy(variable)) for name, variable in self._variables()]
+        if step:  # after an epoch the good weights are the model's own
+            named += [(f"good/{index}", weight) for index, weight in enumerate(self._health.good_weights)]
+        checkpoint = Checkpoint(
+            epoch,
+            step,
+            is_over=step == 0 and bool(self.model.stop_training),
+            notes={name: callback.notes() for name, callback in self._remembering.items()},
+            names=[name for name, _ in named],
+            values=[value for _, value in named],
+        )
+        checkpoints.save(checkpoint, self._folder)
 
 
 class AmplificationRamp(keras.callbacks.Callback):
@@ -115,13 +269,14 @@ class PlainLines(keras.callbacks.Callback):
     Args:
         say: Prints a line.
         epochs: How many epochs there will be.
-        cubes_per_epoch: Cubes trained on in each.
+        cubes_per_step: Cubes in a batch.
     """
 
-    def __init__(self, say: Callable[[str], None], epochs: int, cubes_per_epoch: int) -> None:
+    def __init__(self, say: Callable[[str], None], epochs: int, cubes_per_step: float) -> None:
         super().__init__()
-        self._say, self._epochs, self._cubes = say, epochs, cubes_per_epoch
+        self._say, self._epochs, self._cubes_per_step = say, epochs, cubes_per_step
         self._start = self._end = 0.0
+        self._steps = 0
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002
         """Starts the clock."""
@@ -129,12 +284,12 @@ class PlainLines(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002
         """Notes the time: what comes after the last batch is no training."""
-        self._end = time.perf_counter()
+        self._end, self._steps = time.perf_counter(), batch + 1
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Prints the losses and what tells most about an imbalanced set."""
         logs = logs or {}
-        speed = self._cubes / (self._end - self._start)
+        speed = self._steps * self._cubes_per_step / (self._end - self._start)
         self._say(
             f"epoch {epoch + 1:>{len(str(self._epochs))}}/{self._epochs}"
             f"  loss {logs['loss']:.4f}"

@@ -237,6 +237,7 @@ class TrainingHealth(keras.callbacks.Callback):
 
     Attributes:
         findings: What was found: `epoch` (from 1; 0 for before the first), `kind`, `finding`.
+        good_weights: The model's, after the last good epoch; none before it.
         diverged_in: The epoch, from 1, in which the loss or the logits stopped being finite; None if none.
     """
 
@@ -246,7 +247,7 @@ class TrainingHealth(keras.callbacks.Callback):
         super().__init__()
         self._say, self._course, self._before = say, course, dict(before or {})
         self._history: list[Logs] = []
-        self._good_weights: list[Any] = []
+        self.good_weights: list[Any] = []
         self._epoch = 0
         self.findings: list[dict[str, Any]] = []
         self.diverged_in: int | None = None
@@ -276,9 +277,22 @@ class TrainingHealth(keras.callbacks.Callback):
             logs["largest_gradient_norm"] = float(keras.ops.convert_to_numpy(norm))
         if self.diverged_in is not None:
             return
-        self._good_weights = self.model.get_weights()
+        self.good_weights = self.model.get_weights()
         self._history.append(dict(logs))
         self._report(diagnose(self._history, self._course))
+
+    def notes(self) -> dict[str, Any]:
+        """What it has seen and said."""
+        return {
+            "history": [dict(logs) for logs in self._history],
+            "findings": self.findings,
+            "diverged_in": self.diverged_in,
+        }
+
+    def remember(self, notes: dict[str, Any]) -> None:
+        """Takes that back."""
+        self._history, self.findings = notes["history"], notes["findings"]
+        self.diverged_in = notes["diverged_in"]
 
     def restore(self, what: str) -> None:
         """Puts the weights of the last good epoch back and ends the training.
@@ -290,9 +304,9 @@ class TrainingHealth(keras.callbacks.Callback):
             InputError: In the first epoch, when there are none yet.
         """
         advice = "Lower optimizer.learning_rate, or check the cubes."
-        if not self._good_weights:
+        if not self.good_weights:
             raise InputError(f"{what}: training has diverged before any epoch was done. {advice}")
-        self.model.set_weights(self._good_weights)
+        self.model.set_weights(self.good_weights)
         self.model.stop_training = True
         self.diverged_in = self._epoch
         ending = f"training has diverged and ends here; epoch {self._epoch - 1} was its last good one"

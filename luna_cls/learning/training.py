@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
-import platform
 from collections.abc import Callable
-from importlib.metadata import version
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +15,26 @@ import pandas as pd
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from luna_cls import __version__
 from luna_cls.cubes.batches import check_margin, ordered_batches, training_batches
 from luna_cls.cubes.cutting import CubeSpec
 from luna_cls.cubes.folds import Split, split_by_fold
 from luna_cls.cubes.plan import Plan
 from luna_cls.cubes.store import CubeStore
 from luna_cls.errors import InputError
-from luna_cls.files import (
-    POINT_COLUMNS,
-    kept_until_done,
-    require_new,
-    write_csv,
-    write_json,
-    write_text,
-)
+from luna_cls.files import POINT_COLUMNS, kept_until_done, write_csv, write_json
 from luna_cls.judging.evaluation import no_skill_metrics
-from luna_cls.learning import losses, models
+from luna_cls.learning import losses, models, runs
 from luna_cls.learning.callbacks import (
     AmplificationRamp,
     BestModel,
+    Checkpointing,
     ExactValidation,
     HistoryFile,
+    Paused,
     PlainLines,
     validation_metrics,
 )
+from luna_cls.learning.checkpoints import Checkpoint
 from luna_cls.learning.health import Course, TrainingHealth, diagnose_plan
 from luna_cls.learning.losses import PerBatch, PerSample
 from luna_cls.learning.metrics import streaming_metrics
@@ -56,33 +51,44 @@ def train(
     run: str | Path,
     *,
     force: bool = False,
+    resume: bool = False,
+    asked_to_stop: Callable[[], bool] = lambda: False,
     say: Callable[[str], None] = print,
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Trains a model and writes the folder `run`.
 
-    It holds `settings.toml`, `environment.json`, `history.csv` (a row an epoch), `tensorboard/`, and of
-    the best epoch `model.keras`, `validation_predictions.csv` and `metrics.json`.
+    It holds `settings.toml`, `environment.json`, `history.csv` (a row an epoch), `tensorboard/`,
+    `checkpoint/` (where the training stands), and of the best epoch `model.keras`,
+    `validation_predictions.csv` and `metrics.json`.
+
+    A run that was killed at any moment, or paused, and is then resumed ends with the very weights, history
+    and predictions of one that never stopped, on the same machine and versions.
 
     Args:
         store: The cubes.
         settings: Everything else.
         run: The folder to make.
         force: Replace it if it exists.
+        resume: Go on with it if it exists.
+        asked_to_stop: Looked at after every step: once it is true, the training saves where it stands, and
+            pauses.
         say: Prints a line of progress.
 
     Returns:
-        What `metrics.json` holds: `best_epoch` (from 1), `validation` and `no_skill` metrics, `health` (what
-        `TrainingHealth` found) and `diverged_in` (the epoch that ended the training early, or None).
+        None if it paused; else what `metrics.json` holds: `best_epoch` (from 1), `validation` and `no_skill`
+        metrics, `health` (what `TrainingHealth` found) and `diverged_in` (the epoch that ended the training
+        early, or None).
 
     Raises:
-        InputError: If a setting does not fit the store, a set lacks one class, or `run` exists.
+        InputError: If a setting does not fit the store, a set lacks one class, `run` exists and is not to be
+            replaced or resumed, or it is to be resumed and was begun with other settings or cubes.
     """
     run, training = Path(run), settings.training
-    if not force and (run / "settings.toml").is_file() and not (run / "metrics.json").is_file():
-        raise InputError(
-            f"{run} is an unfinished run. Pass --force to start it over, or choose another path."
-        )
-    require_new(run, force=force, sign="settings.toml", inputs=[store.path])
+    is_begun = runs.check(run, store, settings, force=force, resume=resume)
+    if is_begun and (run / runs.METRICS).is_file():
+        say(f"{run} is finished already: nothing is left to do.")
+        finished: dict[str, Any] = json.loads((run / runs.METRICS).read_text(encoding="utf-8"))
+        return finished
     keras.utils.set_random_seed(settings.seed)
     policy = set_policy(settings.precision)
     model = models.get(settings.model.name, **_model_parameters(store, settings))
@@ -99,25 +105,37 @@ def train(
         )
     no_skill = no_skill_metrics(labels)
     _check_monitor(training.monitor, no_skill)
-    with kept_until_done(run):
-        run.mkdir(parents=True)
-        write_text(run / "settings.toml", settings.to_toml())
-        write_json(run / "environment.json", _environment(store, policy, plan))
-        for line in _opening(split, plan, policy, model):
+    with nullcontext() if is_begun else kept_until_done(run):
+        start = runs.open_run(run, settings, runs.describe(store, settings, policy, plan), say)
+        for line in _opening(split, plan, policy, model, start):
             say(line)
-        model.compile(
-            adamw(settings.optimizer), loss, metrics=streaming_metrics(), jit_compile=models.jit_compile()
-        )
+        metrics = streaming_metrics()
+        model.compile(adamw(settings.optimizer), loss, metrics=metrics, jit_compile=models.jit_compile())
         validation = ordered_batches(store, split.validation, training.batch_size)
         course = _course(settings, plan, model, loss)
         health = TrainingHealth(say, course, diagnose_plan(store.candidates, split, plan, course))
         exact = ExactValidation(
             lambda: _logits(model, validation) + shift, labels, exact_loss, health.restore
         )
-        best = BestModel(run / "model.keras", training.monitor, shift)
-        lines = PlainLines(say, training.epochs, plan.cubes_per_epoch)
-        ramp = [AmplificationRamp(loss)] if isinstance(loss, losses.AnyLoss) else []
-        _fit(model, store, plan, settings, [*ramp, exact, health, best, *_records(run, settings), lines])
+        best = BestModel(run / "model.keras", training.monitor, training.patience, shift)
+        history = HistoryFile(run / "history.csv")
+        callbacks = [
+            *([AmplificationRamp(loss)] if isinstance(loss, losses.AnyLoss) else []),
+            exact,
+            health,
+            best,
+            history,
+            keras.callbacks.TensorBoard(run / "tensorboard", histogram_freq=1, write_graph=False),
+            PlainLines(say, training.epochs, plan.batch_size),
+            Checkpointing(
+                run / runs.CHECKPOINTS, plan.steps, health, best, history, metrics, start, asked_to_stop
+            ),
+        ]
+        try:
+            _fit(model, store, plan, settings, start, callbacks)
+        except Paused as pause:
+            say(f"Asked to stop: saved {pause}. The same command with --resume goes on from there.")
+            return None
 
         logits = _logits(models.load(run / "model.keras"), validation)
         result = {
@@ -130,7 +148,7 @@ def train(
         }
         table = predictions_table(store.candidates.iloc[split.validation], logits)
         write_csv(run / "validation_predictions.csv", table)
-        write_json(run / "metrics.json", result)
+        write_json(run / runs.METRICS, result)
     return result
 
 
@@ -146,36 +164,34 @@ def _fit(
     store: CubeStore,
     plan: Plan,
     settings: Settings,
+    start: Checkpoint | None,
     callbacks: list[keras.callbacks.Callback],
 ) -> None:
     training = settings.training
+    done, skipped = (start.epoch, start.step) if start is not None else (0, 0)
+    # Keras wants as many steps in every epoch: what is left of one that was begun goes first, by itself.
+    spans = [(range(done, done + 1), skipped)] if skipped else []
+    spans.append((range(done + len(spans), training.epochs), 0))
     try:
-        model.fit(
-            training_batches(store, plan, range(training.epochs), settings.augmentation),
-            epochs=training.epochs,
-            steps_per_epoch=plan.steps,
-            callbacks=callbacks,
-            shuffle=False,  # the plan has shuffled
-            verbose=0,
-        )
+        for epochs, skipped_steps in spans:
+            if not epochs or (start is not None and start.is_over):
+                continue
+            model.fit(
+                training_batches(store, plan, epochs, settings.augmentation, skipped_steps),
+                initial_epoch=epochs.start,
+                epochs=epochs.stop,
+                steps_per_epoch=plan.steps - skipped_steps,
+                callbacks=callbacks,
+                shuffle=False,  # the plan has shuffled
+                verbose=0,
+            )
+            if model.stop_training:
+                break
     except tf.errors.ResourceExhaustedError as error:
         raise InputError(
             f"The device has too little memory for batches of {training.batch_size}. "
             "Lower training.batch_size."
         ) from error
-
-
-def _records(run: Path, settings: Settings) -> list[keras.callbacks.Callback]:
-    """What reads the logs, exact metrics included: early stopping, the history file, TensorBoard."""
-    training = settings.training
-    records = [
-        HistoryFile(run / "history.csv"),
-        keras.callbacks.TensorBoard(run / "tensorboard", histogram_freq=1, write_graph=False),
-    ]
-    if training.patience is not None:
-        mode = "min" if training.monitor.endswith("loss") else "max"
-        records.append(keras.callbacks.EarlyStopping(training.monitor, patience=training.patience, mode=mode))
-    return records
 
 
 def _logits(model: keras.Model, batches: tf.data.Dataset) -> NDArray[np.float64]:
@@ -203,12 +219,6 @@ def _model_parameters(store: CubeStore, settings: Settings) -> dict[str, Any]:
             f"model.size_vox is the edge of the store's cubes, {store.spec.size_vox}. Received: {size_vox}."
         )
     return {**settings.model.parameters, "size_vox": store.spec.size_vox}
-
-
-def _devices() -> list[str]:
-    """What Keras computes on: the GPUs where there are some, else the processors."""
-    devices = keras.distribution.list_devices()
-    return [name for name in devices if not name.startswith("cpu")] or devices
 
 
 def _plan(store: CubeStore, split: Split, settings: Settings) -> Plan:
@@ -269,13 +279,15 @@ def _course(settings: Settings, plan: Plan, model: keras.Model, loss: PerSample 
     )
 
 
-def _opening(split: Split, plan: Plan, policy: str, model: keras.Model) -> list[str]:
+def _opening(
+    split: Split, plan: Plan, policy: str, model: keras.Model, start: Checkpoint | None
+) -> list[str]:
     nodules = len(plan.positives)
     sizes = (
         f"{len(split.train)} training cubes, {nodules} of them nodules "
         f"(1 in {len(split.train) / nodules:.0f}); "
         f"{len(split.validation)} validation cubes; {plan.steps} steps an epoch; "
-        f"{model.name}, {model.count_params():,} parameters, {policy} on {', '.join(_devices())}"
+        f"{model.name}, {model.count_params():,} parameters, {policy} on {', '.join(runs.devices())}"
     )
     (rest_visits, nodule_visits), (rest_weight, nodule_weight) = plan.visits_per_epoch, plan.natural_weights
     sampling = (
@@ -284,30 +296,8 @@ def _opening(split: Split, plan: Plan, policy: str, model: keras.Model) -> list[
     )
     if plan.prior_shift:
         sampling += f"; weights {nodule_weight:.3g} and {rest_weight:.3g} would undo that"
-    return [sizes, f"{sampling}."]
-
-
-def _environment(store: CubeStore, policy: str, plan: Plan) -> dict[str, Any]:
-    """What may change a result beside the settings, and what follows from them and the store."""
-    backend = keras.backend.backend()
-    return {
-        "versions": {
-            "luna_cls": __version__,
-            "python": platform.python_version(),
-            "keras": keras.__version__,
-            backend: version(backend),
-            "numpy": np.__version__,
-        },
-        "backend": backend,
-        "dtype_policy": policy,
-        "devices": _devices(),
-        "store": {"checksum": store.checksum, "rows": len(store.candidates)},
-        "sampling": {
-            "steps_per_epoch": plan.steps,
-            "cubes_per_epoch": plan.cubes_per_epoch,
-            "positive_share": plan.positive_share,
-            "visits_per_epoch": dict(zip(("class_0", "class_1"), plan.visits_per_epoch, strict=True)),
-            "natural_weight": dict(zip(("class_0", "class_1"), plan.natural_weights, strict=True)),
-            "prior_shift": plan.prior_shift,
-        },
-    }
+    lines = [sizes, f"{sampling}."]
+    if start is not None:
+        place = f", step {start.step:,} of epoch {start.epoch + 1}" if start.step else ""
+        lines.append(f"Going on after epoch {start.epoch}{place}.")
+    return lines

@@ -1,0 +1,170 @@
+"""The folder of a run: what it was begun with, and whether it may be gone on with."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from luna_cls import __version__
+from luna_cls.cubes.plan import Plan
+from luna_cls.cubes.store import CubeStore
+from luna_cls.errors import InputError
+from luna_cls.files import require_new, write_json, write_text
+from luna_cls.learning import checkpoints
+from luna_cls.learning.checkpoints import Checkpoint
+from luna_cls.processes import available_cores
+from luna_cls.settings import Settings, load_settings
+
+SETTINGS, ENVIRONMENT, CHECKPOINTS, METRICS = (
+    "settings.toml",
+    "environment.json",
+    "checkpoint",
+    "metrics.json",
+)
+
+
+def check(run: Path, store: CubeStore, settings: Settings, *, force: bool, resume: bool) -> bool:
+    """Whether `run` was begun before and is to be gone on with; writes nothing.
+
+    Raises:
+        InputError: If it exists and is not to be replaced or resumed, or if it is to be resumed and was begun
+            with other settings or cubes.
+    """
+    is_begun = (run / SETTINGS).is_file() and not force
+    if is_begun and resume:
+        _check_same(run, store, settings)
+    elif is_begun and not (run / METRICS).is_file():
+        raise InputError(
+            f"{run} is an unfinished run. Pass --resume to go on with it, --force to start it over, or "
+            "choose another path."
+        )
+    else:
+        require_new(run, force=force, sign=SETTINGS, inputs=[store.path])
+    return is_begun
+
+
+def open_run(
+    run: Path, settings: Settings, environment: dict[str, Any], say: Callable[[str], None]
+) -> Checkpoint | None:
+    """Makes the folder, or finds where the training in it stands.
+
+    Args:
+        run: The folder.
+        settings: Those of the run.
+        environment: What `describe` says.
+        say: Told of what may change the last digits, and of damaged checkpoints.
+
+    Returns:
+        Where to go on; None for the beginning.
+
+    Raises:
+        InputError: If what was begun there was begun on another backend or in another precision.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    if not (run / SETTINGS).is_file():
+        write_text(run / SETTINGS, settings.to_toml())
+    _compare(run, environment, say)
+    start = checkpoints.newest(run / CHECKPOINTS, say)
+    if start is None:
+        write_json(run / ENVIRONMENT, environment)
+    return start
+
+
+def describe(store: CubeStore, settings: Settings, policy: str, plan: Plan) -> dict[str, Any]:
+    """What may change a result beside the settings, and what follows from them and the store."""
+    backend = keras.backend.backend()
+    return {
+        "versions": {
+            "luna_cls": __version__,
+            "python": platform.python_version(),
+            "keras": keras.__version__,
+            backend: version(backend),
+            "numpy": np.__version__,
+        },
+        "backend": backend,
+        "dtype_policy": policy,
+        "devices": devices(),
+        "threads": {
+            "cores": available_cores(),
+            "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "as it comes"),
+        },
+        "seed": settings.seed,
+        "store": {"checksum": store.checksum, "rows": len(store.candidates)},
+        "sampling": {
+            "steps_per_epoch": plan.steps,
+            "cubes_per_epoch": plan.cubes_per_epoch,
+            "positive_share": plan.positive_share,
+            "visits_per_epoch": dict(zip(("class_0", "class_1"), plan.visits_per_epoch, strict=True)),
+            "natural_weight": dict(zip(("class_0", "class_1"), plan.natural_weights, strict=True)),
+            "prior_shift": plan.prior_shift,
+        },
+    }
+
+
+def devices() -> list[str]:
+    """What Keras computes on: the GPUs where there are some, else the processors."""
+    names = keras.distribution.list_devices()
+    return [name for name in names if not name.startswith("cpu")] or names
+
+
+def _check_same(run: Path, store: CubeStore, settings: Settings) -> None:
+    before, now = load_settings(str(run / SETTINGS)).flat(), settings.flat()
+    differing = [
+        f"{key} was {before.get(key)}, is {now.get(key)}"
+        for key in sorted({*before, *now})
+        if before.get(key) != now.get(key)
+    ]
+    if differing:
+        raise InputError(
+            f"{run} was begun with other settings: {'; '.join(differing)}. To go on with its own, give "
+            "--resume alone; or choose another path."
+        )
+    began = _began(run)
+    if began and began["store"]["checksum"] != store.checksum:
+        raise InputError(
+            f"{run} was begun with other cubes than {store.path} holds: their checksums begin with "
+            f"{began['store']['checksum'][:8]} and {store.checksum[:8]}. Give the store it was begun with, "
+            "or choose another path."
+        )
+
+
+def _compare(run: Path, environment: dict[str, Any], say: Callable[[str], None]) -> None:
+    began = _began(run)
+    if not began:
+        return
+    for key in ("backend", "dtype_policy"):
+        if began[key] != environment[key]:
+            raise InputError(
+                f"{run} was begun with {key} {began[key]}; here it is {environment[key]}. Go on where it is "
+                "the same, or start the run over with --force."
+            )
+    changed = [
+        f"{key} {began[group].get(key)}, now {value}"
+        for group in ("versions", "threads")
+        for key, value in environment[group].items()
+        if began[group].get(key) != value
+    ]
+    if began["devices"] != environment["devices"]:
+        changed.append(f"devices {', '.join(began['devices'])}, now {', '.join(environment['devices'])}")
+    if changed:
+        say(f"Warning: this run was begun with {'; '.join(changed)}. Its last digits may differ.")
+
+
+def _began(run: Path) -> dict[str, Any]:
+    """The environment in which a run was begun; empty if it was killed before it could tell."""
+    path = run / ENVIRONMENT
+    if not path.is_file():
+        return {}
+    try:
+        began: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}. Start the run over with --force.") from error
+    return began
