@@ -77,8 +77,9 @@ def _events(folder):
 
 
 def test_a_run_holds_what_the_design_names(run):
-    """The run folder has its seven entries, and nothing half-written."""
+    """The run folder has its eight entries, and nothing half-written."""
     assert sorted(path.name for path in run.iterdir()) == [
+        "checkpoint",
         "environment.json",
         "history.csv",
         "metrics.json",
@@ -375,15 +376,6 @@ def test_a_failed_training_leaves_the_run_it_was_to_replace(run, store, tmp_path
 
     assert sha256(copy / "model.keras") == sha256(run / "model.keras")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
-
-
-def test_an_unfinished_run_is_said_to_be_one(store, tmp_path):
-    """A run without metrics.json is refused as unfinished, with the way on."""
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "settings.toml").touch()
-
-    with pytest.raises(InputError, match=r"unfinished run\. Pass --force"):
-        train(store, _tiny(), tmp_path / "run")
 
 
 @pytest.mark.parametrize(
