@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import IO, Any
 
@@ -154,6 +156,27 @@ def locked(file: IO[bytes], start: int, stop: int) -> Iterator[None]:
         fcntl.lockf(file, fcntl.LOCK_UN, stop - start, start)
 
 
+@contextmanager
+def one_at_a_time(handle: int, taken: str) -> Iterator[None]:
+    """Keeps every other process that asks for it out of an open file or folder in the block.
+
+    Args:
+        handle: Its descriptor.
+        taken: What to say if another process is in.
+
+    Raises:
+        InputError: If so.
+    """
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise InputError(taken) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EBADF):
+            raise  # without locks on that disk there is no telling
+    yield
+
+
 def require_new(path: Path, *, force: bool, sign: str, inputs: Iterable[Path] = ()) -> None:
     """Refuses an output folder that exists; with `force`, one that is no earlier output of its kind.
 
@@ -175,8 +198,7 @@ def require_new(path: Path, *, force: bool, sign: str, inputs: Iterable[Path] = 
         return
     if not force:
         raise InputError(f"{path} exists already. Choose another path, or pass --force to replace it.")
-    is_empty = path.is_dir() and not any(path.iterdir())
-    if not is_empty and not (path / sign).is_file():
+    if not is_empty(path) and not (path / sign).is_file():
         raise InputError(
             f"{path} is not replaced, even by --force: it has no {sign}, so it is no earlier output of this "
             "command. Choose another path."
@@ -186,18 +208,31 @@ def require_new(path: Path, *, force: bool, sign: str, inputs: Iterable[Path] = 
             raise InputError(f"{path} is not replaced: the input {given} lies in it. Choose another path.")
 
 
+def is_empty(path: Path) -> bool:
+    """Whether `path` is a folder with nothing in it but what a killed process had half-written."""
+    return path.is_dir() and all(fnmatch(entry.name, ".*.partial*") for entry in path.iterdir())
+
+
 @contextmanager
-def kept_until_done(path: Path) -> Iterator[None]:
-    """Puts an earlier folder at `path` aside: deleted once the block succeeds, back in place if it fails."""
+def kept_until_done(path: Path, is_of_use: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """Puts an earlier folder at `path` aside: deleted once the block succeeds, back in place if it fails.
+
+    Args:
+        path: The folder.
+        is_of_use: Whether what a failed block leaves is of more use than the earlier folder.
+    """
+    aside = path.with_name(f".{path.name}.replaced")
+    clear(aside)
     if not path.exists():
         yield
         return
-    aside = path.with_name(f".{path.name}.replaced")
-    clear(aside)
     path.rename(aside)
     try:
         yield
     except BaseException:
+        if is_of_use():
+            clear(aside)
+            raise
         clear(path)
         aside.rename(path)
         raise

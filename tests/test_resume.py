@@ -14,7 +14,7 @@ import pytest
 
 from luna_cls.cubes.preparation import prepare
 from luna_cls.errors import InputError
-from luna_cls.learning import checkpoints, models
+from luna_cls.learning import checkpoints, models, runs
 from luna_cls.learning.checkpoints import Checkpoint
 from luna_cls.learning.training import train
 from luna_cls.scans.luna16 import LunaTree
@@ -108,20 +108,9 @@ def test_a_paused_run_ends_as_one_that_never_stopped(store, whole, tmp_path, loo
     epoch, step = divmod(looks + 1, STEPS)
     place = f"after step {step} of 5 in epoch {epoch + 1}" if step else f"after epoch {epoch}"
     assert lines[paused - 1] == (
-        f"Asked to stop: saved {place}. The same command with --resume goes on from there."
+        f"Asked to stop: saved {place}. luna-cls train {store.path} {run} --resume goes on from there."
     )
     assert any(line.startswith(f"Going on after epoch {epoch}") for line in lines[paused:])
-    assert _result(run) == _result(whole)
-
-
-@pytest.mark.slow
-def test_a_run_paused_again_and_again_ends_the_same(store, whole, tmp_path):
-    """Stopped after every third step, six times over."""
-    run, pauses = tmp_path / "run", 0
-    while train(store, _settings(), run, resume=True, asked_to_stop=_StopAfter(2), say=_quiet) is None:
-        pauses += 1
-
-    assert pauses == (EPOCHS * STEPS - 1) // 3
     assert _result(run) == _result(whole)
 
 
@@ -166,7 +155,7 @@ def test_the_command_pauses_when_asked_to_end(store, whole, tmp_path, run_cli):
     again = run_cli("train", store.path, run, "--resume")
 
     assert process.returncode == 0
-    assert said.rstrip().endswith("The same command with --resume goes on from there.")
+    assert said.rstrip().endswith(f"luna-cls train {store.path} {run} --resume goes on from there.")
     assert resumed.returncode == 0, resumed.stderr
     assert _result(run) == _result(whole)
     assert again.returncode == 0
@@ -184,6 +173,24 @@ def test_a_damaged_checkpoint_is_passed_over(store, whole, begun):
     assert sum("is damaged" in line and newest.name in line for line in lines) == 1
     assert "Going on after epoch 1." in lines
     assert _result(begun) == _result(whole)
+
+
+@pytest.mark.parametrize("byte", [3, 70, 200, 1500])
+def test_a_flipped_bit_is_passed_over(tmp_path, byte):
+    """Wherever one is flipped, the checkpoint before it serves, and the damaged one goes."""
+    values = [np.arange(200.0), np.ones((3, 4), np.float32)]
+    for epoch in (1, 2):
+        checkpoints.save(Checkpoint(epoch, 0, False, {}, ["a", "b"], values), tmp_path)
+    newest = tmp_path / "000002-000000000.npz"
+    damaged = bytearray(newest.read_bytes())
+    damaged[byte] ^= 64
+    newest.write_bytes(damaged)
+    said = []
+
+    read = checkpoints.newest(tmp_path, said.append)
+
+    assert (read.epoch, len(said)) == (1, 1)
+    assert not newest.exists()
 
 
 def test_without_a_checkpoint_that_can_be_read_nothing_is_guessed(store, begun):
@@ -293,7 +300,8 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
 
 
 def test_two_checkpoints_are_kept(tmp_path):
-    """Of five, in the order of training, the last two."""
+    """Of five, in the order of training, the last two; and nothing that a killed process had half-written."""
+    (tmp_path / ".000001-000000000.npz.99.partial.npz").touch()
     for epoch, step in ((0, 7), (1, 0), (1, 40), (2, 0), (10, 0)):
         checkpoints.save(Checkpoint(epoch, step, False, {}, [], []), tmp_path)
 
@@ -318,3 +326,40 @@ def test_a_new_run_may_be_resumed(store, whole, tmp_path):
     train(store, _settings(), run, resume=True, say=_quiet)
     assert _result(run) == _result(whole)
     shutil.rmtree(run)
+
+
+def test_a_folder_in_which_nothing_came_to_be_may_be_resumed(store, whole, tmp_path):
+    """Killed before its settings were whole, or made by hand and empty: the run begins there."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".settings.toml.7.partial.toml").touch()
+
+    train(store, _settings(), run, resume=True, say=_quiet)
+
+    assert _result(run) == _result(whole)
+
+
+def test_one_training_at_a_time(store, begun):
+    """While another process holds the run, going on with it is an error, and nothing is written."""
+    before = {path: path.read_bytes() for path in begun.rglob("*") if path.is_file()}
+    with runs.alone(begun), pytest.raises(InputError, match=r"Another training is at work in .*begun"):
+        train(store, _settings(), begun, resume=True, say=_quiet)
+
+    assert {path: path.read_bytes() for path in begun.rglob("*") if path.is_file()} == before
+
+
+def test_what_replaces_a_run_may_be_gone_on_with(store, whole, tmp_path):
+    """--force over a finished run fails in its second epoch: the new one stays, to be gone on with."""
+    run = tmp_path / "run"
+    train(store, _settings("seed=9"), run, say=_quiet)
+
+    def fail(line):
+        if line.startswith("epoch 2/"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(store, _settings(), run, force=True, say=fail)
+    train(store, _settings(), run, resume=True, say=_quiet)
+
+    assert _result(run) == _result(whole)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import json
 import math
@@ -39,6 +37,7 @@ from luna_cls.files import (
     COORDINATES,
     clear,
     locked,
+    one_at_a_time,
     require_new,
     sha256,
     write_csv,
@@ -259,14 +258,8 @@ class _Workplace:
     def alone(self) -> Iterator[None]:
         """Refuses a second run at the same place while the block runs."""
         self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / ".lock").open("wb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise InputError(f"Another prepare is at work in {self.root}. Wait for it.") from error
-            except OSError as error:
-                if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP):
-                    raise  # without locks on that disk there is no telling
+        taken = f"Another prepare is at work in {self.root}. Wait for it."
+        with (self.root / ".lock").open("wb") as file, one_at_a_time(file.fileno(), taken):
             yield
 
     def begin(self, request: dict[str, Any], shape: tuple[int, ...], dtype: str, *, force: bool) -> bool:

@@ -176,7 +176,7 @@ class Checkpointing(keras.callbacks.Callback):
             Paused: If so.
         """
         step = self._skipped + batch + 1
-        if step < self._steps and self._asked_to_stop():
+        if step < self._steps and not self.model.stop_training and self._asked_to_stop():
             if keras.backend.backend() == "jax":
                 self.model.jax_state_sync()
             self._save(self._epoch, step)

@@ -1,9 +1,8 @@
-"""Where a training stands, on disk: all it takes to go on with the very bits it would have had."""
+"""Where a training stands, on disk: all it takes to go on as if it had never stopped."""
 
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,6 @@ from luna_cls.errors import InputError
 from luna_cls.files import written_whole
 
 KEPT = 2  # should the newest be damaged, the one before it serves
-_DAMAGED = (ValueError, OSError, EOFError, KeyError, TypeError, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +39,10 @@ class Checkpoint:
 
 
 def save(checkpoint: Checkpoint, folder: Path) -> None:
-    """Writes a checkpoint, whole or not at all, and deletes all but the last of those before it."""
+    """Writes a checkpoint, whole or not at all, and deletes all but the last of those before it.
+
+    What a killed process had half-written goes, too.
+    """
     about = {
         "epoch": checkpoint.epoch,
         "step": checkpoint.step,
@@ -53,8 +54,8 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
     arrays = {f"v{index}": value for index, value in enumerate(checkpoint.values)}
     with written_whole(folder / f"{checkpoint.epoch:06d}-{checkpoint.step:09d}.npz") as temporary:
         np.savez(temporary, allow_pickle=False, about=np.frombuffer(text.encode(), np.uint8), **arrays)
-    for old in _all(folder)[:-KEPT]:
-        old.unlink()
+    for old in (*_all(folder)[:-KEPT], *folder.glob(".*.partial.npz")):
+        old.unlink(missing_ok=True)
 
 
 def newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
@@ -62,19 +63,24 @@ def newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
 
     Args:
         folder: Where they are.
-        say: Told of each that is damaged.
+        say: Told of each that is damaged; it is deleted once another is read.
 
     Raises:
         InputError: If all of them are damaged.
     """
-    paths = _all(folder)
-    for path in reversed(paths):
+    damaged = []
+    for path in reversed(_all(folder)):
         try:
-            return _read(path)
-        except _DAMAGED as error:
+            found = _read(path)
+        except Exception as error:  # whatever NumPy, zipfile, zlib and JSON raise for bytes that are wrong
             reason = " ".join(str(error).split()) or type(error).__name__
             say(f"Warning: the checkpoint {path} is damaged ({reason}). Going back to the one before it.")
-    if paths:
+            damaged.append(path)
+        else:
+            for other in damaged:  # it would count as one of those kept
+                other.unlink()
+            return found
+    if damaged:
         raise InputError(f"No checkpoint in {folder} can be read. Start the run over with --force.")
     return None
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from luna_cls import __version__
 from luna_cls.cubes.plan import Plan
 from luna_cls.cubes.store import CubeStore
 from luna_cls.errors import InputError
-from luna_cls.files import require_new, write_json, write_text
+from luna_cls.files import is_empty, one_at_a_time, require_new, write_json, write_text
 from luna_cls.learning import checkpoints
 from luna_cls.learning.checkpoints import Checkpoint
 from luna_cls.processes import available_cores
@@ -46,18 +47,34 @@ def check(run: Path, store: CubeStore, settings: Settings, *, force: bool, resum
             f"{run} is an unfinished run. Pass --resume to go on with it, --force to start it over, or "
             "choose another path."
         )
-    else:
+    elif not (resume and is_empty(run)):
         require_new(run, force=force, sign=SETTINGS, inputs=[store.path])
     return is_begun
+
+
+@contextmanager
+def alone(run: Path) -> Iterator[None]:
+    """Keeps a second training out of the folder in the block.
+
+    Raises:
+        InputError: If another is at work in it.
+    """
+    taken = f"Another training is at work in {run}. Let it end, or stop it, before you go on with it."
+    folder = os.open(run, os.O_RDONLY)
+    try:
+        with one_at_a_time(folder, taken):
+            yield
+    finally:
+        os.close(folder)
 
 
 def open_run(
     run: Path, settings: Settings, environment: dict[str, Any], say: Callable[[str], None]
 ) -> Checkpoint | None:
-    """Makes the folder, or finds where the training in it stands.
+    """Writes what a new run begins with, or finds where the training of an old one stands.
 
     Args:
-        run: The folder.
+        run: The folder, made already.
         settings: Those of the run.
         environment: What `describe` says.
         say: Told of what may change the last digits, and of damaged checkpoints.
@@ -68,7 +85,6 @@ def open_run(
     Raises:
         InputError: If what was begun there was begun on another backend or in another precision.
     """
-    run.mkdir(parents=True, exist_ok=True)
     if not (run / SETTINGS).is_file():
         write_text(run / SETTINGS, settings.to_toml())
     _compare(run, environment, say)
@@ -147,10 +163,10 @@ def _compare(run: Path, environment: dict[str, Any], say: Callable[[str], None])
                 "the same, or start the run over with --force."
             )
     changed = [
-        f"{key} {began[group].get(key)}, now {value}"
+        f"{key} {began.get(group, {}).get(key)}, now {value}"
         for group in ("versions", "threads")
         for key, value in environment[group].items()
-        if began[group].get(key) != value
+        if began.get(group, {}).get(key) != value
     ]
     if began["devices"] != environment["devices"]:
         changed.append(f"devices {', '.join(began['devices'])}, now {', '.join(environment['devices'])}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ def train(
     `validation_predictions.csv` and `metrics.json`.
 
     A run that was killed at any moment, or paused, and is then resumed ends with the very weights, history
-    and predictions of one that never stopped, on the same machine and versions.
+    and predictions of one that never stopped, on a processor, with the same versions and number of cores.
 
     Args:
         store: The cubes.
@@ -105,7 +105,12 @@ def train(
         )
     no_skill = no_skill_metrics(labels)
     _check_monitor(training.monitor, no_skill)
-    with nullcontext() if is_begun else kept_until_done(run):
+    with ExitStack() as stack:
+        if not is_begun:
+            # Once there is something to go on from, a run that fails is worth more than the one before it.
+            stack.enter_context(kept_until_done(run, lambda: any((run / runs.CHECKPOINTS).glob("*.npz"))))
+            run.mkdir(parents=True)
+        stack.enter_context(runs.alone(run))
         start = runs.open_run(run, settings, runs.describe(store, settings, policy, plan), say)
         for line in _opening(split, plan, policy, model, start):
             say(line)
@@ -134,7 +139,8 @@ def train(
         try:
             _fit(model, store, plan, settings, start, callbacks)
         except Paused as pause:
-            say(f"Asked to stop: saved {pause}. The same command with --resume goes on from there.")
+            command = f"luna-cls train {store.path} {run} --resume"
+            say(f"Asked to stop: saved {pause}. {command} goes on from there.")
             return None
 
         logits = _logits(models.load(run / "model.keras"), validation)

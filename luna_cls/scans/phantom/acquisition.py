@@ -173,7 +173,7 @@ def acquire(
 
 
 def blurred(values: Field, sigma_zyx_vox: tuple[float, ...]) -> Field:
-    """A Gaussian blur of the deviation given, to 0.5 %, however narrow.
+    """A Gaussian blur of the deviation given, to 0.5 % up to three voxels, however narrow.
 
     A Gaussian sampled at voxels blurs too little below half a voxel, and not at all below a quarter; its
     discrete analogue, exp(-t) I_n(t) with t the variance, blurs as it says (Lindeberg 1990, doi
