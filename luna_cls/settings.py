@@ -129,8 +129,10 @@ class Settings(_Frozen):
         tree = tomllib.loads(self.to_toml())  # as it reads back: lists, not tuples
         flat = {}
         for key, value in tree.items():
-            branch = value if isinstance(value, dict) else {None: value}
-            flat.update({key if name is None else f"{key}.{name}": entry for name, entry in branch.items()})
+            if isinstance(value, dict):
+                flat.update({f"{key}.{name}": entry for name, entry in value.items()})
+            else:
+                flat[key] = value
         return flat
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -74,51 +73,54 @@ def _result(run):
 
 
 @pytest.fixture(scope="module")
-def store(small_tree, tmp_path_factory):
-    tree = LunaTree.open(small_tree)
-    return prepare(tree, tree.candidates(), tmp_path_factory.mktemp("store") / "store", workers=1)
-
-
-@pytest.fixture(scope="module")
-def whole(store, tmp_path_factory):
+def whole(small_store, tmp_path_factory):
     """A run that never stopped."""
     run = tmp_path_factory.mktemp("runs") / "whole"
-    train(store, _settings(), run, say=_quiet)
+    train(small_store, _settings(), run, say=_quiet)
     return run
 
 
 @pytest.fixture
-def begun(store, tmp_path):
+def begun(small_store, tmp_path):
     """A run that paused after two steps of its second epoch."""
     run = tmp_path / "begun"
-    assert train(store, _settings(), run, asked_to_stop=_StopAfter(STEPS + 2), say=_quiet) is None
+    assert train(small_store, _settings(), run, asked_to_stop=_StopAfter(STEPS + 2), say=_quiet) is None
     return run
 
 
 # A look after each step but the last of an epoch, and one at its end: epoch e, step s is look 5 e + s.
 @pytest.mark.parametrize("looks", [1, 4, 18])
-def test_a_paused_run_ends_as_one_that_never_stopped(store, whole, tmp_path, looks):
+def test_a_paused_run_ends_as_one_that_never_stopped(small_store, whole, tmp_path, looks):
     """Dropout, augmentation, optimizer, learning rate, metrics, history and best model go on bit for bit."""
     run, lines = tmp_path / "run", []
 
-    assert train(store, _settings(), run, asked_to_stop=_StopAfter(looks), say=lines.append) is None
+    assert train(small_store, _settings(), run, asked_to_stop=_StopAfter(looks), say=lines.append) is None
     paused = len(lines)
-    train(store, _settings(), run, resume=True, say=lines.append)
+    train(small_store, _settings(), run, resume=True, say=lines.append)
 
     epoch, step = divmod(looks + 1, STEPS)
     place = f"after step {step} of 5 in epoch {epoch + 1}" if step else f"after epoch {epoch}"
     assert lines[paused - 1] == (
-        f"Asked to stop: saved {place}. luna-cls train {store.path} {run} --resume goes on from there."
+        f"Asked to stop: saved {place}. luna-cls train {small_store.path} {run} --resume goes on from there."
     )
     assert any(line.startswith(f"Going on after epoch {epoch}") for line in lines[paused:])
     assert _result(run) == _result(whole)
 
 
 @pytest.mark.slow
-def test_a_run_killed_three_times_ends_the_same(store, whole, tmp_path):
+def test_a_run_killed_three_times_ends_the_same(small_store, whole, tmp_path):
     """SIGKILL at three moments of the training, each time another, and --resume after each."""
     run, luck = tmp_path / "run", np.random.default_rng(4)
-    command = [sys.executable, "-m", "luna_cls", "train", str(store.path), str(run), "--resume", *_options()]
+    command = [
+        sys.executable,
+        "-m",
+        "luna_cls",
+        "train",
+        str(small_store.path),
+        str(run),
+        "--resume",
+        *_options(),
+    ]
     kills = 0
     for _ in range(3):
         before = _stands_at(run)
@@ -141,34 +143,34 @@ def _stands_at(run):
 
 
 @pytest.mark.slow
-def test_the_command_pauses_when_asked_to_end(store, whole, tmp_path, run_cli):
+def test_the_command_pauses_when_asked_to_end(small_store, whole, tmp_path, run_cli):
     """SIGTERM: status 0 and a line that says how to go on; --resume alone takes the run's own settings."""
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "luna_cls", "train", str(store.path), str(run), *_options()]
+    command = [sys.executable, "-m", "luna_cls", "train", str(small_store.path), str(run), *_options()]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
         limit = time.monotonic() + 120
         while not _stands_at(run) and time.monotonic() < limit:
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=120)
-    resumed = run_cli("train", store.path, run, "--resume")
-    again = run_cli("train", store.path, run, "--resume")
+    resumed = run_cli("train", small_store.path, run, "--resume")
+    again = run_cli("train", small_store.path, run, "--resume")
 
     assert process.returncode == 0
-    assert said.rstrip().endswith(f"luna-cls train {store.path} {run} --resume goes on from there.")
+    assert said.rstrip().endswith(f"luna-cls train {small_store.path} {run} --resume goes on from there.")
     assert resumed.returncode == 0, resumed.stderr
     assert _result(run) == _result(whole)
     assert again.returncode == 0
     assert "finished already: nothing is left to do." in again.stderr
 
 
-def test_a_damaged_checkpoint_is_passed_over(store, whole, begun):
+def test_a_damaged_checkpoint_is_passed_over(small_store, whole, begun):
     """The one before it serves, and a line says so; the end is the same."""
     newest = max(begun.glob("checkpoint/*.npz"))
     newest.write_bytes(newest.read_bytes()[:-200])
     lines = []
 
-    train(store, _settings(), begun, resume=True, say=lines.append)
+    train(small_store, _settings(), begun, resume=True, say=lines.append)
 
     assert sum("is damaged" in line and newest.name in line for line in lines) == 1
     assert "Going on after epoch 1." in lines
@@ -193,13 +195,13 @@ def test_a_flipped_bit_is_passed_over(tmp_path, byte):
     assert not newest.exists()
 
 
-def test_without_a_checkpoint_that_can_be_read_nothing_is_guessed(store, begun):
+def test_without_a_checkpoint_that_can_be_read_nothing_is_guessed(small_store, begun):
     """Two damaged checkpoints are an error that names the folder."""
     for path in begun.glob("checkpoint/*.npz"):
         path.write_bytes(b"PK\x03\x04 no more")
 
     with pytest.raises(InputError, match=r"No checkpoint in .*checkpoint can be read. Start the run over"):
-        train(store, _settings(), begun, resume=True, say=_quiet)
+        train(small_store, _settings(), begun, resume=True, say=_quiet)
 
 
 @pytest.mark.parametrize(
@@ -213,12 +215,12 @@ def test_without_a_checkpoint_that_can_be_read_nothing_is_guessed(store, begun):
         (["training.patience=2"], r"training.patience was None, is 2"),
     ],
 )
-def test_other_settings_are_refused(store, begun, overrides, message):
+def test_other_settings_are_refused(small_store, begun, overrides, message):
     """The error lists each that differs, before and now, and nothing is touched."""
     before = {path: path.read_bytes() for path in begun.rglob("*") if path.is_file()}
 
     with pytest.raises(InputError, match=message):
-        train(store, _settings(*overrides), begun, resume=True, say=_quiet)
+        train(small_store, _settings(*overrides), begun, resume=True, say=_quiet)
 
     assert {path: path.read_bytes() for path in begun.rglob("*") if path.is_file()} == before
 
@@ -232,22 +234,22 @@ def test_another_store_is_refused(small_tree, begun, tmp_path):
         train(other, _settings(), begun, resume=True, say=_quiet)
 
 
-def test_an_unfinished_run_is_not_begun_again_unasked(store, begun):
+def test_an_unfinished_run_is_not_begun_again_unasked(small_store, begun):
     """Without --resume or --force it is an error that names both."""
     with pytest.raises(InputError, match=r"unfinished run\. Pass --resume to go on with it, --force"):
-        train(store, _settings(), begun, say=_quiet)
+        train(small_store, _settings(), begun, say=_quiet)
 
 
-def test_another_backend_or_precision_is_refused(store, begun):
+def test_another_backend_or_precision_is_refused(small_store, begun):
     """Nothing of a checkpoint would mean the same there."""
     path = begun / "environment.json"
     path.write_text(path.read_text().replace('"dtype_policy": "float32"', '"dtype_policy": "mixed_bfloat16"'))
 
     with pytest.raises(InputError, match="begun with dtype_policy mixed_bfloat16; here it is float32"):
-        train(store, _settings(), begun, resume=True, say=_quiet)
+        train(small_store, _settings(), begun, resume=True, say=_quiet)
 
 
-def test_another_machine_is_told_of(store, begun):
+def test_another_machine_is_told_of(small_store, begun):
     """Other versions, threads or devices may change last digits: one warning names what changed."""
     path = begun / "environment.json"
     environment = json.loads(path.read_text())
@@ -255,24 +257,24 @@ def test_another_machine_is_told_of(store, begun):
     path.write_text(json.dumps(environment))
     lines = []
 
-    train(store, _settings(), begun, resume=True, say=lines.append)
+    train(small_store, _settings(), begun, resume=True, say=lines.append)
 
     (warning,) = [line for line in lines if "was begun with" in line]
     assert "keras 3.0.0, now" in warning
     assert f"cores 96, now {len(os.sched_getaffinity(0))}" in warning
 
 
-def test_a_run_that_ended_early_stays_ended(store, tmp_path):
+def test_a_run_that_ended_early_stays_ended(small_store, tmp_path):
     """Patience ran out, then the power, before the predictions were written: resumed, no epoch is added."""
     run = tmp_path / "run"
     settings = _settings("training.patience=1", "training.epochs=40", "training.monitor=val_specificity")
-    train(store, settings, run, say=_quiet)
+    train(small_store, settings, run, say=_quiet)
     rows = len(pd.read_csv(run / "history.csv"))
     expected = _result(run)
     for name in ("metrics.json", "validation_predictions.csv"):
         (run / name).unlink()
 
-    train(store, settings, run, resume=True, say=_quiet)
+    train(small_store, settings, run, resume=True, say=_quiet)
 
     assert rows < 40
     assert _result(run) == expected
@@ -311,55 +313,53 @@ def test_two_checkpoints_are_kept(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("arguments", [["--resume", "--force"]])
-def test_the_command_takes_one_of_them(store, tmp_path, run_cli, arguments):
+def test_the_command_takes_one_of_them(small_store, tmp_path, run_cli):
     """To go on and to start over are two things: one line, status 1."""
-    done = run_cli("train", store.path, tmp_path / "run", *arguments)
+    done = run_cli("train", small_store.path, tmp_path / "run", "--resume", "--force")
 
     assert done.returncode == 1
     assert "--resume goes on with a run, --force starts it over: give one of them." in done.stderr
 
 
-def test_a_new_run_may_be_resumed(store, whole, tmp_path):
+def test_a_new_run_may_be_resumed(small_store, whole, tmp_path):
     """--resume on a path where nothing is begins there: a batch script can always pass it."""
     run = tmp_path / "run"
-    train(store, _settings(), run, resume=True, say=_quiet)
+    train(small_store, _settings(), run, resume=True, say=_quiet)
     assert _result(run) == _result(whole)
-    shutil.rmtree(run)
 
 
-def test_a_folder_in_which_nothing_came_to_be_may_be_resumed(store, whole, tmp_path):
+def test_a_folder_in_which_nothing_came_to_be_may_be_resumed(small_store, whole, tmp_path):
     """Killed before its settings were whole, or made by hand and empty: the run begins there."""
     run = tmp_path / "run"
     run.mkdir()
     (run / ".settings.toml.7.partial.toml").touch()
 
-    train(store, _settings(), run, resume=True, say=_quiet)
+    train(small_store, _settings(), run, resume=True, say=_quiet)
 
     assert _result(run) == _result(whole)
 
 
-def test_one_training_at_a_time(store, begun):
+def test_one_training_at_a_time(small_store, begun):
     """While another process holds the run, going on with it is an error, and nothing is written."""
     before = {path: path.read_bytes() for path in begun.rglob("*") if path.is_file()}
     with runs.alone(begun), pytest.raises(InputError, match=r"Another training is at work in .*begun"):
-        train(store, _settings(), begun, resume=True, say=_quiet)
+        train(small_store, _settings(), begun, resume=True, say=_quiet)
 
     assert {path: path.read_bytes() for path in begun.rglob("*") if path.is_file()} == before
 
 
-def test_what_replaces_a_run_may_be_gone_on_with(store, whole, tmp_path):
+def test_what_replaces_a_run_may_be_gone_on_with(small_store, whole, tmp_path):
     """--force over a finished run fails in its second epoch: the new one stays, to be gone on with."""
     run = tmp_path / "run"
-    train(store, _settings("seed=9"), run, say=_quiet)
+    train(small_store, _settings("seed=9"), run, say=_quiet)
 
     def fail(line):
         if line.startswith("epoch 2/"):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(store, _settings(), run, force=True, say=fail)
-    train(store, _settings(), run, resume=True, say=_quiet)
+        train(small_store, _settings(), run, force=True, say=fail)
+    train(small_store, _settings(), run, resume=True, say=_quiet)
 
     assert _result(run) == _result(whole)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]

@@ -10,7 +10,6 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from luna_cls.cubes.cutting import CubeSpec
-from luna_cls.cubes.preparation import prepare
 from luna_cls.cubes.store import CubeFormat
 from luna_cls.errors import InputError
 from luna_cls.files import sha256
@@ -20,7 +19,6 @@ from luna_cls.learning.health import TrainingHealth
 from luna_cls.learning.losses.weighting import WEIGHTINGS
 from luna_cls.learning.metrics import streaming_metrics
 from luna_cls.learning.training import train
-from luna_cls.scans.luna16 import LunaTree
 from luna_cls.settings import load_settings
 
 VALIDATION_FOLD = 3
@@ -47,18 +45,11 @@ def _tiny(*overrides):
 
 
 @pytest.fixture(scope="module")
-def store(small_tree, tmp_path_factory):
-    """Forty cubes of four scans in folds 0 to 3, three of ten nodules in each."""
-    tree = LunaTree.open(small_tree)
-    return prepare(tree, tree.candidates(), tmp_path_factory.mktemp("store") / "store", workers=1)
-
-
-@pytest.fixture(scope="module")
-def trained(store, tmp_path_factory):
+def trained(small_store, tmp_path_factory):
     """A run of two epochs and the lines it said."""
     lines = []
     run = tmp_path_factory.mktemp("runs") / "run"
-    train(store, _tiny(), run, say=lines.append)
+    train(small_store, _tiny(), run, say=lines.append)
     return run, lines
 
 
@@ -111,14 +102,14 @@ def test_it_says_what_it_does(trained):
     assert not any("\n" in line for line in lines)
 
 
-def test_its_environment_names_versions_and_data(run, store):
+def test_its_environment_names_versions_and_data(run, small_store):
     """environment.json has the versions, the policy, and the digest of the store's candidates."""
     environment = json.loads((run / "environment.json").read_text())
 
     assert environment["versions"]["keras"] == keras.__version__
     assert environment["dtype_policy"] == "float32"
     assert environment["store"] == {
-        "checksum": store.checksum,
+        "checksum": small_store.checksum,
         "rows": 40,
     }
 
@@ -162,20 +153,20 @@ def test_metrics_are_those_of_the_best_epoch(run):
     assert metrics["validation"]["loss"] == pytest.approx(history["val_loss"][best], rel=1e-5)
 
 
-def test_predictions_are_a_submission_of_the_validation_scan(run, store):
+def test_predictions_are_a_submission_of_the_validation_scan(run, small_store):
     """One row for each of the fold's ten candidates, in the store's order, probability = sigmoid(logit)."""
     table = pd.read_csv(run / "validation_predictions.csv", dtype={"seriesuid": str})
 
-    rows = store.candidates[store.candidates["fold"] == VALIDATION_FOLD].reset_index(drop=True)
+    rows = small_store.candidates[small_store.candidates["fold"] == VALIDATION_FOLD].reset_index(drop=True)
     points = ["seriesuid", "coordX", "coordY", "coordZ"]
     assert list(table.columns) == [*points, "probability", "logit", "class"]
     pd.testing.assert_frame_equal(table[[*points, "class"]], rows[[*points, "class"]])
     np.testing.assert_allclose(table["probability"], 1 / (1 + np.exp(-table["logit"])), rtol=1e-12)
 
 
-def test_the_model_gives_the_predictions_again(run, store):
+def test_the_model_gives_the_predictions_again(run, small_store):
     """model.keras, loaded, gives the logits of validation_predictions.csv."""
-    cubes = store.cubes[store.candidates["fold"] == VALIDATION_FOLD]
+    cubes = small_store.cubes[small_store.candidates["fold"] == VALIDATION_FOLD]
 
     actual = models.load(run / "model.keras").predict(cubes[..., None], verbose=0)
 
@@ -198,15 +189,15 @@ def test_tensorboard_draws_curves_and_weights(run):
 
 
 @pytest.mark.slow
-def test_the_same_seed_gives_the_same_history(run, store, tmp_path):
+def test_the_same_seed_gives_the_same_history(run, small_store, tmp_path):
     """Trained again, history.csv has the same bytes."""
-    train(store, _tiny(), tmp_path / "same", say=_quiet)
+    train(small_store, _tiny(), tmp_path / "same", say=_quiet)
 
     assert (tmp_path / "same" / "history.csv").read_bytes() == (run / "history.csv").read_bytes()
 
 
 @pytest.mark.slow
-def test_training_stops_when_patience_runs_out(store, tmp_path):
+def test_training_stops_when_patience_runs_out(small_store, tmp_path):
     """With patience 2 on val_loss, the run ends two epochs after the one of lowest loss, which is kept."""
     settings = _tiny(
         "training.monitor=val_loss",
@@ -216,7 +207,7 @@ def test_training_stops_when_patience_runs_out(store, tmp_path):
         "optimizer.learning_rate=0.1",
     )
 
-    result = train(store, settings, tmp_path / "run", say=_quiet)
+    result = train(small_store, settings, tmp_path / "run", say=_quiet)
 
     history = pd.read_csv(tmp_path / "run" / "history.csv")
     assert len(history) < 40
@@ -224,10 +215,10 @@ def test_training_stops_when_patience_runs_out(store, tmp_path):
     assert len(history) == result["best_epoch"] + 2
 
 
-def _one_class(store, *, in_validation):
-    is_validation = store.candidates["fold"] == VALIDATION_FOLD
-    label = store.candidates["class"].where(is_validation != in_validation, 0)
-    return replace(store, candidates=store.candidates.assign(**{"class": label}))
+def _one_class(small_store, *, in_validation):
+    is_validation = small_store.candidates["fold"] == VALIDATION_FOLD
+    label = small_store.candidates["class"].where(is_validation != in_validation, 0)
+    return replace(small_store, candidates=small_store.candidates.assign(**{"class": label}))
 
 
 @pytest.mark.parametrize(
@@ -235,10 +226,10 @@ def _one_class(store, *, in_validation):
     [(False, "No training cube is a nodule"), (True, "validation set has 10 cubes of class 0 and none")],
     ids=["training", "validation"],
 )
-def test_one_class_alone_is_refused(store, tmp_path, in_validation, message):
+def test_one_class_alone_is_refused(small_store, tmp_path, in_validation, message):
     """Look-alikes alone, for training or for validation, are refused in one line; nothing is written."""
     with pytest.raises(InputError, match=message) as refusal:
-        train(_one_class(store, in_validation=in_validation), _tiny(), tmp_path / "run")
+        train(_one_class(small_store, in_validation=in_validation), _tiny(), tmp_path / "run")
 
     assert "\n" not in str(refusal.value)
     assert list(tmp_path.iterdir()) == []
@@ -261,12 +252,12 @@ def test_one_class_alone_is_refused(store, tmp_path, in_validation, message):
         ("sampling.negatives_per_positive=1e-20", "negatives_per_positive must lie between 0.143"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(store, tmp_path, override, message):
+def test_settings_that_do_not_fit_are_refused(small_store, tmp_path, override, message):
     """The refusal is one line that lists what is known; nothing is written."""
     overrides = (override,) if isinstance(override, str) else override
 
     with pytest.raises(InputError, match=message) as refusal:
-        train(store, _tiny(*overrides), tmp_path / "run")
+        train(small_store, _tiny(*overrides), tmp_path / "run")
 
     assert "\n" not in str(refusal.value)
     assert list(tmp_path.iterdir()) == []
@@ -274,7 +265,7 @@ def test_settings_that_do_not_fit_are_refused(store, tmp_path, override, message
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", losses.LOSSES)
-def test_an_epoch_of_the_demo_works_under_each_loss_by_its_name(store, tmp_path, name):
+def test_an_epoch_of_the_demo_works_under_each_loss_by_its_name(small_store, tmp_path, name):
     """The demo recipe's first epoch of 40 steps leaves a model, whichever the loss, and a finite val_loss."""
     overrides = [
         f"loss.name={name}",
@@ -283,7 +274,7 @@ def test_an_epoch_of_the_demo_works_under_each_loss_by_its_name(store, tmp_path,
         "split.test_folds=[]",
     ]
 
-    result = train(store, load_settings("demo", overrides), tmp_path / "run", say=_quiet)
+    result = train(small_store, load_settings("demo", overrides), tmp_path / "run", say=_quiet)
 
     history = pd.read_csv(tmp_path / "run" / "history.csv")
     assert (tmp_path / "run" / "model.keras").is_file()
@@ -293,7 +284,7 @@ def test_an_epoch_of_the_demo_works_under_each_loss_by_its_name(store, tmp_path,
     assert result["validation"]["auc"] == history["val_auc"][0]
 
 
-def test_the_amplification_of_anyloss_grows_from_epoch_to_epoch(store, tmp_path):
+def test_the_amplification_of_anyloss_grows_from_epoch_to_epoch(small_store, tmp_path):
     """A ramp from 1 makes the first epoch's loss milder than L = 73 does; validation uses 73."""
     options = [
         "loss.name=anyloss",
@@ -303,7 +294,7 @@ def test_the_amplification_of_anyloss_grows_from_epoch_to_epoch(store, tmp_path)
     ]
     histories = {}
     for name, more in {"ramp": ["loss.ramp_from=1"], "none": []}.items():
-        train(store, _tiny(*options, *more), tmp_path / name, say=_quiet)
+        train(small_store, _tiny(*options, *more), tmp_path / name, say=_quiet)
         histories[name] = pd.read_csv(tmp_path / name / "history.csv")
 
     assert abs(histories["ramp"]["loss"][0] - 0.5) < abs(histories["none"]["loss"][0] - 0.5)
@@ -311,11 +302,11 @@ def test_the_amplification_of_anyloss_grows_from_epoch_to_epoch(store, tmp_path)
 
 
 @pytest.mark.parametrize("weighting", ["balanced", "effective_number"])
-def test_class_weights_come_from_the_training_cubes(store, tmp_path, weighting):
+def test_class_weights_come_from_the_training_cubes(small_store, tmp_path, weighting):
     """9 nodules among 30 training cubes weigh 21 / 9 times as much as the rest; val_loss shows it."""
     options = ["training.epochs=1", "training.steps_per_epoch=1", f"loss.class_weights={weighting}"]
 
-    result = train(store, _tiny(*options), tmp_path / "run", say=_quiet)
+    result = train(small_store, _tiny(*options), tmp_path / "run", say=_quiet)
 
     table = pd.read_csv(tmp_path / "run" / "validation_predictions.csv")
     negative, positive = WEIGHTINGS[weighting]([21, 9])
@@ -327,11 +318,11 @@ def test_class_weights_come_from_the_training_cubes(store, tmp_path, weighting):
 
 
 @pytest.mark.parametrize("weight", [1, 5])
-def test_the_prior_is_corrected_in_the_model_that_is_kept(store, tmp_path, weight):
+def test_the_prior_is_corrected_in_the_model_that_is_kept(small_store, tmp_path, weight):
     """Batches of 4 + 4 where 9 in 30 are nodules: kept logits are log(9 / 21) lower, and log(weight) more."""
     options = ["sampling.positives_per_batch=4", "training.epochs=1", f"loss.positive_weight={weight}"]
     for name, more in {"plain": [], "corrected": ["sampling.correct_prior=true"]}.items():
-        train(store, _tiny(*options, *more), tmp_path / name, say=_quiet)
+        train(small_store, _tiny(*options, *more), tmp_path / name, say=_quiet)
     read = {
         name: pd.read_csv(tmp_path / name / "validation_predictions.csv")["logit"]
         for name in ("plain", "corrected")
@@ -346,12 +337,12 @@ def test_the_prior_is_corrected_in_the_model_that_is_kept(store, tmp_path, weigh
     assert environment["sampling"]["positive_share"] == 0.5
 
 
-def test_a_training_that_diverges_later_keeps_its_best_epoch(store, tmp_path, monkeypatch):
+def test_a_training_that_diverges_later_keeps_its_best_epoch(small_store, tmp_path, monkeypatch):
     """If epoch 2's loss is no number, the run holds epoch 1's model, two rows of history and the finding."""
     lines = []
     monkeypatch.setattr(TrainingHealth, "on_train_batch_end", _diverge_in_epoch_2)
 
-    result = train(store, _tiny("training.epochs=4"), tmp_path / "run", say=lines.append)
+    result = train(small_store, _tiny("training.epochs=4"), tmp_path / "run", say=lines.append)
 
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert result["diverged_in"] == metrics["diverged_in"] == 2
@@ -366,13 +357,13 @@ def _diverge_in_epoch_2(self, batch, logs=None):
         self.restore("The loss became nan in epoch 2, step 1")
 
 
-def test_a_failed_training_leaves_the_run_it_was_to_replace(run, store, tmp_path):
+def test_a_failed_training_leaves_the_run_it_was_to_replace(run, small_store, tmp_path):
     """Forced over a good run, a training that diverges puts back every file of it."""
     copy = Path(shutil.copytree(run, tmp_path / "run"))
     settings = _tiny("optimizer.learning_rate=1e30", "training.epochs=3", "training.steps_per_epoch=4")
 
     with pytest.raises(InputError, match=r"epoch 1, .* diverged .* Lower optimizer\.learning_rate"):
-        train(store, settings, copy, force=True, say=lambda _: None)
+        train(small_store, settings, copy, force=True, say=lambda _: None)
 
     assert sha256(copy / "model.keras") == sha256(run / "model.keras")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
@@ -386,27 +377,27 @@ def test_a_failed_training_leaves_the_run_it_was_to_replace(run, store, tmp_path
     ],
     ids=["size", "spacing"],
 )
-def test_a_model_is_of_the_cubes_it_will_be_given(store, tmp_path, spec, override, message):
+def test_a_model_is_of_the_cubes_it_will_be_given(small_store, tmp_path, spec, override, message):
     """Neither another cube size than the store's nor a spacing that predict would not cut is trained on."""
     with pytest.raises(InputError, match=message):
-        train(replace(store, format=CubeFormat(spec)), _tiny(override), tmp_path / "run")
+        train(replace(small_store, format=CubeFormat(spec)), _tiny(override), tmp_path / "run")
 
     assert not (tmp_path / "run").exists()
 
 
-def test_an_existing_run_is_kept_unless_forced(run, store):
+def test_an_existing_run_is_kept_unless_forced(run, small_store):
     """A run that exists is refused, and keeps its files."""
     before = sha256(run / "model.keras")
 
     with pytest.raises(InputError, match="run exists already"):
-        train(store, _tiny(), run)
+        train(small_store, _tiny(), run)
 
     assert sha256(run / "model.keras") == before
 
 
-def test_a_store_is_never_replaced_by_its_own_run(store, tmp_path):
+def test_a_store_is_never_replaced_by_its_own_run(small_store, tmp_path):
     """Even forced, a run cannot take the place of the store that it is trained on."""
-    copy = replace(store, path=Path(shutil.copytree(store.path, tmp_path / "store")))
+    copy = replace(small_store, path=Path(shutil.copytree(small_store.path, tmp_path / "store")))
     before = sorted(copy.path.iterdir())
 
     with pytest.raises(InputError):

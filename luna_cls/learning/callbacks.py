@@ -157,8 +157,8 @@ class Checkpointing(keras.callbacks.Callback):
             "history": history,
         }
         self._epoch = self._skipped = 0
-        for name, callback in self._remembering.items():
-            if start is not None:
+        if start is not None:
+            for name, callback in self._remembering.items():
                 callback.remember(start.notes[name])
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002

@@ -284,7 +284,7 @@ class TrainingHealth(keras.callbacks.Callback):
     def notes(self) -> dict[str, Any]:
         """What it has seen and said."""
         return {
-            "history": [dict(logs) for logs in self._history],
+            "history": self._history,
             "findings": self.findings,
             "diverged_in": self.diverged_in,
         }

@@ -174,14 +174,16 @@ def _fit(
     callbacks: list[keras.callbacks.Callback],
 ) -> None:
     training = settings.training
+    if start is not None and start.is_over:
+        return
     done, skipped = (start.epoch, start.step) if start is not None else (0, 0)
     # Keras wants as many steps in every epoch: what is left of one that was begun goes first, by itself.
     spans = [(range(done, done + 1), skipped)] if skipped else []
     spans.append((range(done + len(spans), training.epochs), 0))
     try:
         for epochs, skipped_steps in spans:
-            if not epochs or (start is not None and start.is_over):
-                continue
+            if not epochs:
+                break
             model.fit(
                 training_batches(store, plan, epochs, settings.augmentation, skipped_steps),
                 initial_epoch=epochs.start,
