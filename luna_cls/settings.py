@@ -84,12 +84,20 @@ class AugmentationSettings(_Frozen):
 
 
 class OptimizerSettings(_Frozen):
-    """AdamW, its learning rate multiplied by `decay_rate` every `decay_steps` steps."""
+    """AdamW, and how its learning rate goes.
 
-    learning_rate: float = Field(1e-3, gt=0)
+    `schedule` "exponential": multiplied by `decay_rate` every `decay_steps` steps, at once if `staircase`.
+    "cosine": up to `learning_rate` in `warmup_steps`, then down half a cosine to 0 at the training's end.
+    `clip_norm`: gradients whose norm, all together, is larger are scaled down to it.
+    """
+
+    learning_rate: float = Field(1e-3, gt=0, le=1)
+    schedule: Literal["exponential", "cosine"] = "exponential"
     decay_steps: int = Field(100_000, ge=1)
     decay_rate: float = Field(0.96, gt=0, le=1)
     staircase: bool = True
+    warmup_steps: int = Field(0, ge=0)
+    clip_norm: float | None = Field(None, gt=0, allow_inf_nan=False)
     beta_1: float = Field(0.9, ge=0, lt=1)
     beta_2: float = Field(0.99, ge=0, lt=1)
     epsilon: float = Field(1e-6, gt=0)
@@ -98,13 +106,17 @@ class OptimizerSettings(_Frozen):
 
 
 class TrainingSettings(_Frozen):
-    """How long, how much at a time, and which epoch's model is kept."""
+    """How long, how much at a time, and which epoch's model is kept.
+
+    `ema`: what is validated and kept is the running average of the weights, of which a step keeps this share.
+    """
 
     epochs: int = Field(15, ge=1)
     batch_size: int = Field(128, ge=1)
     steps_per_epoch: int | None = Field(None, ge=1)
     monitor: str = "val_average_precision"
     patience: int | None = Field(None, ge=1)
+    ema: float | None = Field(None, gt=0, lt=1)
 
 
 class Settings(_Frozen):

@@ -23,8 +23,7 @@ NAN = float("nan")
 def test_the_best_epoch_is_kept(tmp_path, monitor, values, best_epoch):
     """The first epoch of the best value is kept; NaN (nothing was called a nodule yet) is never best."""
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
-    best = BestModel(tmp_path / "model.keras", monitor)
-    best.set_model(model)
+    best = BestModel(model, tmp_path / "model.keras", monitor)
 
     for epoch, value in enumerate(values):
         model.set_weights([np.full((1, 1), float(epoch))])

@@ -144,11 +144,17 @@ def test_distorted_probabilities_are_no_matter_of_prevalence():
     assert diagnose_plan(candidates, split, plan, uncorrected) == {}
 
 
-def _fitted(inputs_of_epochs, health):
-    """The history of a linear unit of weight 2 after an epoch of two steps on each input; labels are 1."""
+@pytest.fixture
+def unit(float32_policy):
+    """A linear unit of weight 2."""
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
-    model.compile(adamw(OptimizerSettings(learning_rate=0.01)), "mse", jit_compile=False)
+    model.compile(adamw(OptimizerSettings(learning_rate=0.01), steps=10), "mse", jit_compile=False)
     model.set_weights([np.full((1, 1), 2.0)])
+    return model
+
+
+def _fitted(model, inputs_of_epochs, health):
+    """The history of a unit after an epoch of two steps on each input; labels are 1; and its weights."""
     kept = []
     record = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: kept.append(model.get_weights()[0][0, 0]))
     inputs = np.repeat(np.array(inputs_of_epochs, "float32"), 2)[:, None]
@@ -165,12 +171,12 @@ def _fitted(inputs_of_epochs, health):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf], ids=["NaN", "infinite"])
-def test_a_loss_that_is_no_number_ends_the_training_with_the_last_good_weights(bad, float32_policy):
+def test_a_loss_that_is_no_number_ends_the_training_with_the_last_good_weights(bad, unit):
     """Bad input in epoch 3 of 5 ends it there, with the finite weight of epoch 2, and one line says so."""
     lines = []
-    health = TrainingHealth(lines.append, COURSE)
+    health = TrainingHealth(lines.append, unit, COURSE)
 
-    history, kept = _fitted([1, 1, bad, 1, 1], health)
+    history, kept = _fitted(unit, [1, 1, bad, 1, 1], health)
 
     assert len(history["loss"]) == 3
     assert kept[2] == kept[1]
@@ -183,30 +189,30 @@ def test_a_loss_that_is_no_number_ends_the_training_with_the_last_good_weights(b
     )
 
 
-def test_without_a_good_epoch_nothing_is_kept(float32_policy):
+def test_without_a_good_epoch_nothing_is_kept(unit):
     """Bad input in the first epoch is an InputError: there are no good weights yet."""
     with pytest.raises(InputError, match="epoch 1, step 1: training has diverged before any epoch was done"):
-        _fitted([np.nan, 1], TrainingHealth(print, COURSE))
+        _fitted(unit, [np.nan, 1], TrainingHealth(print, unit, COURSE))
 
 
-def test_the_largest_gradient_of_each_epoch_is_logged(float32_policy):
+def test_the_largest_gradient_of_each_epoch_is_logged(unit):
     """Of (w x - 1)², at w = 2, the gradient is 2 at x = 1 and 0 at x = 0, which is then reported once."""
     lines = []
-    health = TrainingHealth(lines.append, COURSE)
+    health = TrainingHealth(lines.append, unit, COURSE)
 
-    history, _ = _fitted([1, 0, 0], health)
+    history, _ = _fitted(unit, [1, 0, 0], health)
 
     assert history["largest_gradient_norm"] == [pytest.approx(2.0), 0.0, 0.0]
     assert health.findings == [{"epoch": 2, "kind": "no_gradient", "finding": health.findings[0]["finding"]}]
     assert lines == [f"Warning: {health.findings[0]['finding']}"]
 
 
-def test_what_was_found_beforehand_is_said_first(float32_policy):
+def test_what_was_found_beforehand_is_said_first(unit):
     """Findings of the plan are those of epoch 0."""
     lines = []
-    health = TrainingHealth(lines.append, COURSE, {"fold_without_positives": "No nodule in fold 4."})
+    health = TrainingHealth(lines.append, unit, COURSE, {"fold_without_positives": "No nodule in fold 4."})
 
-    _fitted([1], health)
+    _fitted(unit, [1], health)
 
     assert lines == ["Warning: No nodule in fold 4."]
     assert health.findings[0]["epoch"] == 0

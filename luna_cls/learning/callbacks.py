@@ -22,6 +22,35 @@ from luna_cls.learning.health import TrainingHealth
 Logits = NDArray[np.float64]
 
 
+class JudgedModel(keras.callbacks.Callback):
+    """Brings the model that is validated and kept up to the one that trains, after every epoch.
+
+    It has the same weights, or their averages where the optimizer keeps some. Batch normalisation's own
+    averages are taken as they are. It must be the first callback.
+
+    Args:
+        judged: A model built as the one that trains.
+        health: Knows whether the training has diverged; then the judged model stays as it is.
+    """
+
+    def __init__(self, judged: keras.Model, health: TrainingHealth) -> None:
+        super().__init__()
+        self.judged, self._health = judged, health
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002
+        """Brings it up to date."""
+        if self._health.diverged_in is None:
+            self.follow()
+
+    def follow(self) -> None:
+        """Copies the weights, or their averages."""
+        self.judged.set_weights(self.model.get_weights())
+        averages = self.model.optimizer.averages
+        if averages:
+            for variable, average in zip(self.judged.trainable_variables, averages, strict=True):
+                variable.assign(keras.ops.convert_to_numpy(average))
+
+
 class ExactValidation(keras.callbacks.Callback):
     """Scores the whole validation set after every epoch and puts exact metrics into the logs.
 
@@ -61,6 +90,7 @@ class BestModel(keras.callbacks.Callback):
     """Keeps the model of the epoch with the best value of one log; stops where it gets no better.
 
     Args:
+        judged: The model to keep.
         path: The `.keras` file to keep it in.
         monitor: The log; less is better if its name ends in "loss", more otherwise.
         patience: After how many epochs that were no better to stop; None for never.
@@ -68,10 +98,15 @@ class BestModel(keras.callbacks.Callback):
     """
 
     def __init__(
-        self, path: Path, monitor: str, patience: int | None = None, logit_shift: float = 0.0
+        self,
+        judged: keras.Model,
+        path: Path,
+        monitor: str,
+        patience: int | None = None,
+        logit_shift: float = 0.0,
     ) -> None:
         super().__init__()
-        self._path, self._monitor = path, monitor
+        self._judged, self._path, self._monitor = judged, path, monitor
         self._patience, self._logit_shift = patience, logit_shift
         self._sign = -1.0 if monitor.endswith("loss") else 1.0
         self.epoch = -1
@@ -82,7 +117,7 @@ class BestModel(keras.callbacks.Callback):
         value = self._sign * float((logs or {})[self._monitor])
         if self.epoch < 0 or np.isnan(self.value) or value > self.value:
             self.epoch, self.value = epoch, value
-            models.save(self.model, self._path, self._logit_shift)
+            models.save(self._judged, self._path, self._logit_shift)
         if self._patience is not None and epoch - self.epoch >= self._patience:
             self.model.stop_training = True
 
@@ -129,6 +164,7 @@ class Checkpointing(keras.callbacks.Callback):
     Args:
         folder: Where checkpoints are kept.
         steps: Steps in an epoch.
+        judging: What is judged of the model that trains.
         health: What was found, and the last good weights.
         best: Which epoch was the best.
         history: The rows so far.
@@ -141,6 +177,7 @@ class Checkpointing(keras.callbacks.Callback):
         self,
         folder: Path,
         steps: int,
+        judging: JudgedModel,
         health: TrainingHealth,
         best: BestModel,
         history: HistoryFile,
@@ -149,7 +186,8 @@ class Checkpointing(keras.callbacks.Callback):
         asked_to_stop: Callable[[], bool],
     ) -> None:
         super().__init__()
-        self._folder, self._steps, self._health, self._metrics = folder, steps, health, metrics
+        self._folder, self._steps, self._metrics = folder, steps, metrics
+        self._judging, self._health = judging, health
         self._start, self._asked_to_stop = start, asked_to_stop
         self._remembering: dict[str, TrainingHealth | BestModel | HistoryFile] = {
             "health": health,
@@ -211,7 +249,8 @@ class Checkpointing(keras.callbacks.Callback):
             for metric in self._streaming():
                 metric.reset_state()
         if start.epoch:
-            self._health.good_weights = start.values[count:] or self.model.get_weights()
+            self._judging.follow()
+            self._health.good_weights = start.values[count:] or self._judging.judged.get_weights()
 
     def _variables(self) -> list[tuple[str, Any]]:
         # Keras gathers its metrics, and builds the optimizer, in the first step: too late to restore them.
@@ -233,7 +272,7 @@ class Checkpointing(keras.callbacks.Callback):
 
     def _save(self, epoch: int, step: int) -> None:
         named = [(name, keras.ops.convert_to_numpy(variable)) for name, variable in self._variables()]
-        if step:  # after an epoch the good weights are the model's own
+        if step:  # after an epoch the good weights are those of the judged model as it is
             named += [(f"good/{index}", weight) for index, weight in enumerate(self._health.good_weights)]
         checkpoint = Checkpoint(
             epoch,

@@ -232,20 +232,25 @@ class TrainingHealth(keras.callbacks.Callback):
 
     Args:
         say: Prints a line.
+        judged: The model that is validated and kept.
         course: What the training does.
         before: Findings from before the first epoch, by kind.
 
     Attributes:
         findings: What was found: `epoch` (from 1; 0 for before the first), `kind`, `finding`.
-        good_weights: The model's, after the last good epoch; none before it.
+        good_weights: Those of `judged` after the last good epoch; none before it.
         diverged_in: The epoch, from 1, in which the loss or the logits stopped being finite; None if none.
     """
 
     def __init__(
-        self, say: Callable[[str], None], course: Course, before: Mapping[str, str] | None = None
+        self,
+        say: Callable[[str], None],
+        judged: keras.Model,
+        course: Course,
+        before: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
-        self._say, self._course, self._before = say, course, dict(before or {})
+        self._say, self._judged, self._course, self._before = say, judged, course, dict(before or {})
         self._history: list[Logs] = []
         self.good_weights: list[Any] = []
         self._epoch = 0
@@ -277,7 +282,7 @@ class TrainingHealth(keras.callbacks.Callback):
             logs["largest_gradient_norm"] = float(keras.ops.convert_to_numpy(norm))
         if self.diverged_in is not None:
             return
-        self.good_weights = self.model.get_weights()
+        self.good_weights = self._judged.get_weights()
         self._history.append(dict(logs))
         self._report(diagnose(self._history, self._course))
 
@@ -306,7 +311,7 @@ class TrainingHealth(keras.callbacks.Callback):
         advice = "Lower optimizer.learning_rate, or check the cubes."
         if not self.good_weights:
             raise InputError(f"{what}: training has diverged before any epoch was done. {advice}")
-        self.model.set_weights(self.good_weights)
+        self._judged.set_weights(self.good_weights)
         self.model.stop_training = True
         self.diverged_in = self._epoch
         ending = f"training has diverged and ends here; epoch {self._epoch - 1} was its last good one"

@@ -30,6 +30,7 @@ from luna_cls.learning.callbacks import (
     Checkpointing,
     ExactValidation,
     HistoryFile,
+    JudgedModel,
     Paused,
     PlainLines,
     validation_metrics,
@@ -91,7 +92,7 @@ def train(
         return finished
     keras.utils.set_random_seed(settings.seed)
     policy = set_policy(settings.precision)
-    model = models.get(settings.model.name, **_model_parameters(store, settings))
+    model, judged = (models.get(settings.model.name, **_model_parameters(store, settings)) for _ in range(2))
     split = split_by_fold(store.candidates, settings.split.validation_folds, settings.split.test_folds)
     plan = _plan(store, split, settings)
     check_margin(store, settings.augmentation)
@@ -115,17 +116,20 @@ def train(
         for line in _opening(split, plan, policy, model, start):
             say(line)
         metrics = streaming_metrics()
-        model.compile(adamw(settings.optimizer), loss, metrics=metrics, jit_compile=models.jit_compile())
+        optimizer = adamw(settings.optimizer, training.epochs * plan.steps, training.ema)
+        model.compile(optimizer, loss, metrics=metrics, jit_compile=models.jit_compile())
         validation = ordered_batches(store, split.validation, training.batch_size)
         course = _course(settings, plan, model, loss)
-        health = TrainingHealth(say, course, diagnose_plan(store.candidates, split, plan, course))
+        health = TrainingHealth(say, judged, course, diagnose_plan(store.candidates, split, plan, course))
+        judging = JudgedModel(judged, health)
         exact = ExactValidation(
-            lambda: _logits(model, validation) + shift, labels, exact_loss, health.restore
+            lambda: _logits(judged, validation) + shift, labels, exact_loss, health.restore
         )
-        best = BestModel(run / "model.keras", training.monitor, training.patience, shift)
+        best = BestModel(judged, run / "model.keras", training.monitor, training.patience, shift)
         history = HistoryFile(run / "history.csv")
         callbacks = [
             *([AmplificationRamp(loss)] if isinstance(loss, losses.AnyLoss) else []),
+            judging,
             exact,
             health,
             best,
@@ -133,7 +137,15 @@ def train(
             keras.callbacks.TensorBoard(run / "tensorboard", histogram_freq=1, write_graph=False),
             PlainLines(say, training.epochs, plan.batch_size),
             Checkpointing(
-                run / runs.CHECKPOINTS, plan.steps, health, best, history, metrics, start, asked_to_stop
+                run / runs.CHECKPOINTS,
+                plan.steps,
+                judging,
+                health,
+                best,
+                history,
+                metrics,
+                start,
+                asked_to_stop,
             ),
         ]
         try:
