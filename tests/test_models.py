@@ -16,6 +16,11 @@ from luna_cls.learning.layers import FusedBatchNormalization
 pytestmark = pytest.mark.usefixtures("float32_policy")
 
 TINY = {"size_vox": 8, "filters": (3, 5), "dense_units": 7}
+ALL_TINY = {
+    "seed_cnn": TINY,
+    "resnet": {"size_vox": 8, "filters": (3, 4, 5), "blocks": 2},
+    "contextual": {"size_vox": 8, "contexts_vox": (4, 8), "filters": (3, 5), "dense_units": 7},
+}
 
 
 def _cubes(count, size_vox=8):
@@ -79,11 +84,57 @@ def test_parameter_count():
     assert models.get("seed_cnn").count_params() == 950_225
 
 
+def test_parameter_counts_of_the_other_networks():
+    """A resnet of filters 16, 32, 64 and 128 has 884,081, the contextual net of three contexts 223,777."""
+    stages = [(16, 32), (32, 64), (64, 128)]
+    resnet = 27 * 16 + sum(
+        4 * before + before * count + 27 * before * count + 4 * count + 27 * count * count
+        for before, count in stages
+    )
+    context = sum(27 * before * count + count + 4 * count for before, count in [(1, 16), (16, 32), (32, 64)])
+    context += 64 * 64 + 64 + 4 * 64
+
+    assert resnet + 4 * 128 + 128 + 1 == 884_081
+    assert models.get("resnet").count_params() == 884_081
+    assert 3 * context + 3 * 64 + 1 == 223_777
+    assert models.get("contextual").count_params() == 223_777
+
+
+def test_a_block_of_a_resnet_adds_to_its_input():
+    """With the last convolutions of all blocks at 0, nothing but projections is left of two stages."""
+    model = _shaken(models.get("resnet", size_vox=8, filters=(2, 3, 4), blocks=3))
+    for layer in model.layers:
+        if layer.name.endswith("_b_conv"):
+            layer.set_weights([np.zeros(weight.shape) for weight in layer.get_weights()])
+    through = keras.Model(model.inputs, [model.get_layer(f"stage1_block{n}_add").output for n in (1, 2, 3)])
+
+    first, second, third = through.predict(_cubes(2), verbose=0)
+
+    assert first.shape == (2, 4, 4, 4, 3)
+    assert np.ptp(first) > 0
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(first, third)
+
+
+def test_a_contextual_net_looks_at_the_middle_in_contexts():
+    """Of a cube of 41 voxels the contexts are its middle 21 and 31, and itself."""
+    model = models.get("contextual", filters=(2, 2))
+    crops = [model.get_layer(f"context{edge}_crop").output for edge in (21, 31, 41)]
+    cubes = np.clip(_cubes(2, 41), -1000, 400)
+
+    for seen, margin in zip(
+        keras.Model(model.inputs, crops).predict(cubes, verbose=0), (10, 5, 0), strict=True
+    ):
+        inner = slice(margin, 41 - margin)
+        np.testing.assert_allclose(seen, (cubes[:, inner, inner, inner] + 1000) / 1400, atol=1e-6)
+
+
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
-def test_the_logit_is_float32(policy):
+@pytest.mark.parametrize("name", ALL_TINY)
+def test_the_logit_is_float32(policy, name):
     """int16 cubes go in and float32 logits `(batch, 1)` come out, under either policy."""
     keras.config.set_dtype_policy(policy)
-    model = models.get("seed_cnn", **TINY)
+    model = models.get(name, **ALL_TINY[name])
 
     logits = model(_cubes(2))
 
@@ -149,16 +200,22 @@ def test_keras_alone_opens_a_saved_file(tmp_path):
     np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), expected, rtol=1e-5)
 
 
-def test_load_gives_back_fused_layers_and_equal_logits(tmp_path):
-    """Saved and loaded, a model has its fused layers again and gives bit-identical logits."""
-    model, cubes = _shaken(models.get("seed_cnn", **TINY)), _cubes(5)
-    models.save(model, tmp_path / "model.keras")
+@pytest.mark.parametrize(("name", "normalizations"), [("seed_cnn", 7), ("resnet", 9), ("contextual", 6)])
+def test_load_gives_back_fused_layers_and_equal_logits(tmp_path, name, normalizations):
+    """Saved and loaded, a model has its fused layers again and gives bit-identical logits, shifted by 2."""
+    model, cubes = _shaken(models.get(name, **ALL_TINY[name])), _cubes(5)
+    models.save(model, tmp_path / "model.keras", logit_shift=2.0)
 
     loaded = models.load(tmp_path / "model.keras")
+    plain = keras.saving.load_model(tmp_path / "model.keras")
 
     assert [type(layer) for layer in loaded.layers] == [type(layer) for layer in model.layers]
-    assert sum(isinstance(layer, FusedBatchNormalization) for layer in loaded.layers) == 7
-    np.testing.assert_array_equal(loaded.predict(cubes, verbose=0), model.predict(cubes, verbose=0))
+    assert sum(isinstance(layer, FusedBatchNormalization) for layer in loaded.layers) == normalizations
+    assert not any(isinstance(layer, FusedBatchNormalization) for layer in plain.layers)
+    expected = model.predict(cubes, verbose=0)
+    assert np.ptp(expected) > 0
+    np.testing.assert_allclose(loaded.predict(cubes, verbose=0), expected + 2, rtol=1e-6)
+    np.testing.assert_allclose(plain.predict(cubes, verbose=0), expected + 2, rtol=1e-5)
 
 
 def test_load_keeps_the_precision_of_the_file(tmp_path):
@@ -229,13 +286,29 @@ def test_what_is_no_safe_model_is_refused(tmp_path, write, message):
 @pytest.mark.parametrize(
     ("name", "parameters", "message"),
     [
-        ("resnet", {}, "Unknown model 'resnet'. Known: seed_cnn"),
+        ("vgg", {}, "Unknown model 'vgg'. Known: seed_cnn, resnet, contextual"),
         ("seed_cnn", {"width": 3}, "no parameter 'width'. Known: size_vox, filters, dense_units, dropout"),
         ("seed_cnn", {"dropout": 1.0}, "dropout of model seed_cnn: .* Received: 1.0"),
         ("seed_cnn", {"filters": [8, 0]}, "filters.1 of model seed_cnn: .* Received: 0"),
         ("seed_cnn", {"size_vox": 7, "filters": [1, 1, 1]}, "3 blocks halve a cube of 7 voxels to nothing"),
+        ("resnet", {"filters": [8]}, r"each stage: name two or more. Received: \[8\]"),
+        ("resnet", {"size_vox": 3, "filters": [1, 2, 3]}, "2 stages halve a cube of 3 voxels to nothing"),
+        ("contextual", {"contexts_vox": [43]}, "43 voxels cannot be cut from the middle of 41"),
+        ("contextual", {"contexts_vox": [20]}, "20 voxels cannot be cut from the middle of 41"),
+        ("contextual", {"contexts_vox": [7]}, "3 blocks halve a cube of 7 voxels to nothing"),
     ],
-    ids=["name", "parameter", "all dropped", "no filters", "too deep"],
+    ids=[
+        "name",
+        "parameter",
+        "all dropped",
+        "no filters",
+        "too deep",
+        "no stage",
+        "too many stages",
+        "too wide a context",
+        "not in the middle",
+        "too small a context",
+    ],
 )
 def test_wrong_names_and_values_are_refused(name, parameters, message):
     """The refusal says what was received and what is known, in one line."""

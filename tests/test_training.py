@@ -360,7 +360,7 @@ def _diverge_in_epoch_2(self, batch, logs=None):
 def test_a_failed_training_leaves_the_run_it_was_to_replace(run, small_store, tmp_path):
     """Forced over a good run, a training that diverges puts back every file of it."""
     copy = Path(shutil.copytree(run, tmp_path / "run"))
-    settings = _tiny("optimizer.learning_rate=1e30", "training.epochs=3", "training.steps_per_epoch=4")
+    settings = _tiny("optimizer.weight_decay=1e30", "training.epochs=3", "training.steps_per_epoch=4")
 
     with pytest.raises(InputError, match=r"epoch 1, .* diverged .* Lower optimizer\.learning_rate"):
         train(small_store, settings, copy, force=True, say=lambda _: None)
@@ -372,13 +372,14 @@ def test_a_failed_training_leaves_the_run_it_was_to_replace(run, small_store, tm
 @pytest.mark.parametrize(
     ("spec", "override", "message"),
     [
-        (CubeSpec(31, 1.0), "model.size_vox=21", "edge of the store's cubes, 31. Received: 21"),
+        (CubeSpec(31, 1.0), "model.size_vox=33", "reads cubes of 33 voxels .* have 31 .* --margin 1"),
+        (CubeSpec(31, 1.0), "model.size_vox=30", "reads cubes of 30 voxels .* take an odd number up to 31"),
         (CubeSpec(31, 0.5), "seed=1", "cubes of 0.5 mm spacing"),
     ],
-    ids=["size", "spacing"],
+    ids=["size", "even", "spacing"],
 )
 def test_a_model_is_of_the_cubes_it_will_be_given(small_store, tmp_path, spec, override, message):
-    """Neither another cube size than the store's nor a spacing that predict would not cut is trained on."""
+    """Neither cubes that the store does not hold nor a spacing that predict would not cut is trained on."""
     with pytest.raises(InputError, match=message):
         train(replace(small_store, format=CubeFormat(spec)), _tiny(override), tmp_path / "run")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -133,6 +133,28 @@ class CubeStore:
     def spec(self) -> CubeSpec:
         """The cubes that a model reads."""
         return self.format.spec
+
+    def seen_as(self, size_vox: int) -> CubeStore:
+        """The same store for a model that reads more of the margin, or less of the cubes.
+
+        Args:
+            size_vox: Edge of its cubes.
+
+        Raises:
+            InputError: If they cannot be cut from the middle of what is stored.
+        """
+        stored_vox = self.format.with_margin.size_vox
+        margin_vox = (stored_vox - size_vox) // 2
+        if margin_vox < 0 or stored_vox != size_vox + 2 * margin_vox:
+            parity = "an odd" if stored_vox % 2 else "an even"
+            missing_vox = max(self.format.margin_vox, -(-(size_vox - self.spec.size_vox) // 2))
+            raise InputError(
+                f"The model reads cubes of {size_vox} voxels (model.size_vox). Those in {self.path} have "
+                f"{self.spec.size_vox} and a margin of {self.format.margin_vox} on every side: take {parity} "
+                f"number up to {stored_vox}, or prepare them with --margin {missing_vox}."
+            )
+        spec = CubeSpec(size_vox, self.spec.spacing_mm)
+        return replace(self, format=CubeFormat(spec, margin_vox, self.format.dtype))
 
     @cached_property
     def cubes(self) -> NDArray[Any]:

@@ -48,15 +48,12 @@ def seed_cnn(
     Raises:
         InputError: If the cube is too small for so many blocks.
     """
-    if size_vox < 2 ** len(filters):
-        raise InputError(
-            f"model.filters: {len(filters)} blocks halve a cube of {size_vox} voxels to nothing. Name fewer."
-        )
+    _check_edge(size_vox, 2 ** len(filters), f"{len(filters)} blocks halve")
 
     def normalization(name: str) -> keras.Layer:
         return FusedBatchNormalization(momentum=normalization_momentum, name=name)
 
-    layers: list[keras.Layer] = [keras.Input((size_vox,) * 3 + (1,), dtype="int16", name="hu"), *_window()]
+    layers: list[keras.Layer] = [_hu(size_vox), *_window()]
     for block, count in enumerate(filters, 1):
         for half in "ab":
             layers += [
@@ -79,7 +76,129 @@ def seed_cnn(
     return keras.Sequential(layers, name="seed_cnn")
 
 
-MODELS: dict[str, Callable[..., keras.Model]] = {"seed_cnn": seed_cnn}
+@validate_call
+def resnet(
+    size_vox: Positive = 31,
+    filters: Sequence[Positive] = (16, 32, 64, 128),
+    blocks: Positive = 1,
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.4,
+    normalization_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95,
+) -> keras.Model:
+    """A 3D residual network with pre-activation (He et al. 2016, Identity Mappings).
+
+    A convolution of `filters[0]`, then a stage for each further entry, which halves every edge and adds to
+    its input, `blocks` times, what two convolutions make of it, each after normalisation and ReLU.
+
+    Args:
+        size_vox: Edge of the cubes.
+        filters: Of the first convolution, and of each stage.
+        blocks: Residual blocks in a stage.
+        dropout: Share of the averaged features dropped in training.
+        normalization_momentum: As in `seed_cnn`.
+
+    Returns:
+        A model as `seed_cnn` gives.
+
+    Raises:
+        InputError: If there is no stage, or the cube is too small for so many.
+    """
+    stages = filters[1:]
+    if not stages:
+        raise InputError(
+            "model.filters of a resnet are those of its first convolution and of each stage: name two or "
+            f"more. Received: {list(filters)}."
+        )
+    _check_edge(size_vox, 2 ** len(stages), f"{len(stages)} stages halve")
+
+    def activated(outputs: Any, name: str) -> Any:
+        outputs = FusedBatchNormalization(momentum=normalization_momentum, name=f"{name}_norm")(outputs)
+        return keras.layers.ReLU(name=f"{name}_relu")(outputs)
+
+    def convolved(outputs: Any, count: int, name: str, size: int = 3, strides: int = 1) -> Any:
+        layer = keras.layers.Conv3D(
+            count, size, strides, "same", use_bias=False, kernel_initializer="he_normal", name=name
+        )
+        return layer(outputs)
+
+    hu = _hu(size_vox)
+    outputs = convolved(_windowed(hu), filters[0], "stem_conv")
+    for stage, count in enumerate(stages, 1):
+        for block in range(1, blocks + 1):
+            name, strides = f"stage{stage}_block{block}", 2 if block == 1 else 1
+            inner = activated(outputs, f"{name}_a")
+            kept = convolved(inner, count, f"{name}_project", 1, strides) if block == 1 else outputs
+            inner = convolved(inner, count, f"{name}_a_conv", strides=strides)
+            inner = convolved(activated(inner, f"{name}_b"), count, f"{name}_b_conv")
+            outputs = keras.layers.Add(name=f"{name}_add")([kept, inner])
+    outputs = keras.layers.GlobalAveragePooling3D(name="head_average")(activated(outputs, "head"))
+    outputs = keras.layers.Dropout(dropout, name="head_dropout")(outputs)
+    return keras.Model(hu, keras.layers.Dense(1, dtype="float32", name="logit")(outputs), name="resnet")
+
+
+@validate_call
+def contextual(
+    size_vox: Positive = 41,
+    contexts_vox: Sequence[Positive] = (21, 31, 41),
+    filters: Sequence[Positive] = (16, 32, 64),
+    dense_units: Positive = 64,
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.4,
+    normalization_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95,
+) -> keras.Model:
+    """A net that looks at a candidate in contexts of several sizes, after Dou et al. 2017.
+
+    Each context is a cube of its own, 20, 30 and 40 mm from the first voxel's centre to the last's, cut from
+    the middle of the one that goes in, and has its own convolutions. What they find is joined before the
+    logit, where Dou et al. add up the probabilities of three nets that are trained apart.
+
+    Args:
+        size_vox: Edge of the cubes: 31 with a margin of 5 on each side, unless `contexts_vox` says otherwise.
+        contexts_vox: Edge of each context.
+        filters: Filters of each block; a block halves every edge.
+        dense_units: Features of each context.
+        dropout: Share of them dropped in training.
+        normalization_momentum: As in `seed_cnn`.
+
+    Returns:
+        A model as `seed_cnn` gives.
+
+    Raises:
+        InputError: If a context does not fit into the middle of the cube, or is too small for so many blocks.
+    """
+    for edge in contexts_vox:
+        if edge > size_vox or (size_vox - edge) % 2:
+            raise InputError(
+                f"model.contexts_vox: {edge} voxels cannot be cut from the middle of {size_vox}: it takes "
+                "no more than that, and an even number less."
+            )
+        _check_edge(edge, 2 ** len(filters), f"{len(filters)} blocks halve")
+
+    def normalized(outputs: Any, name: str) -> Any:
+        return FusedBatchNormalization(momentum=normalization_momentum, name=name)(outputs)
+
+    hu = _hu(size_vox)
+    windowed, features = _windowed(hu), []
+    for edge in contexts_vox:
+        name = f"context{edge}"
+        outputs = keras.layers.Cropping3D((size_vox - edge) // 2, name=f"{name}_crop")(windowed)
+        for block, count in enumerate(filters, 1):
+            outputs = keras.layers.Conv3D(
+                count, 3, padding="same", activation="relu", name=f"{name}_block{block}_conv"
+            )(outputs)
+            outputs = normalized(outputs, f"{name}_block{block}_norm")
+            outputs = keras.layers.MaxPool3D(2, name=f"{name}_block{block}_pool")(outputs)
+        outputs = keras.layers.GlobalAveragePooling3D(name=f"{name}_average")(outputs)
+        outputs = keras.layers.Dense(dense_units, activation="relu", name=f"{name}_dense")(outputs)
+        features.append(normalized(outputs, f"{name}_dense_norm"))
+    outputs = keras.layers.Concatenate(name="head_join")(features) if len(features) > 1 else features[0]
+    outputs = keras.layers.Dropout(dropout, name="head_dropout")(outputs)
+    return keras.Model(hu, keras.layers.Dense(1, dtype="float32", name="logit")(outputs), name="contextual")
+
+
+MODELS: dict[str, Callable[..., keras.Model]] = {
+    "seed_cnn": seed_cnn,
+    "resnet": resnet,
+    "contextual": contextual,
+}
 
 
 def get(name: str, **parameters: Any) -> keras.Model:
@@ -175,6 +294,21 @@ def _rebuilt(
     copy = type(model).from_config(config)
     copy.set_weights(model.get_weights())
     return copy
+
+
+def _hu(size_vox: int) -> Any:
+    return keras.Input((size_vox,) * 3 + (1,), dtype="int16", name="hu")
+
+
+def _windowed(hu: Any) -> Any:
+    for layer in _window():
+        hu = layer(hu)
+    return hu
+
+
+def _check_edge(size_vox: int, smallest_vox: int, reason: str) -> None:
+    if size_vox < smallest_vox:
+        raise InputError(f"model.filters: {reason} a cube of {size_vox} voxels to nothing. Name fewer.")
 
 
 def _window() -> list[keras.Layer]:

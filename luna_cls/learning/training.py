@@ -92,7 +92,8 @@ def train(
         return finished
     keras.utils.set_random_seed(settings.seed)
     policy = set_policy(settings.precision)
-    model, judged = (models.get(settings.model.name, **_model_parameters(store, settings)) for _ in range(2))
+    model, judged = (models.get(settings.model.name, **settings.model.parameters) for _ in range(2))
+    store = _seen(store, model)
     split = split_by_fold(store.candidates, settings.split.validation_folds, settings.split.test_folds)
     plan = _plan(store, split, settings)
     check_margin(store, settings.augmentation)
@@ -226,19 +227,14 @@ def _check_monitor(monitor: str, metrics: dict[str, float]) -> None:
         raise InputError(f"Unknown training.monitor '{monitor}'. Known: {', '.join(known)}.")
 
 
-def _model_parameters(store: CubeStore, settings: Settings) -> dict[str, Any]:
-    """The model's own parameters, and the size of its cubes, which the store decides."""
+def _seen(store: CubeStore, model: keras.Model) -> CubeStore:
+    """The store's cubes as the model reads them."""
     if store.spec.spacing_mm != CubeSpec().spacing_mm:
         raise InputError(
             f"{store.path} holds cubes of {store.spec.spacing_mm} mm spacing. A model carries no spacing: "
             f"findings would be cut at {CubeSpec().spacing_mm} mm. Prepare the store at that."
         )
-    size_vox = settings.model.parameters.get("size_vox", store.spec.size_vox)
-    if size_vox != store.spec.size_vox:
-        raise InputError(
-            f"model.size_vox is the edge of the store's cubes, {store.spec.size_vox}. Received: {size_vox}."
-        )
-    return {**settings.model.parameters, "size_vox": store.spec.size_vox}
+    return store.seen_as(model.input_shape[1])
 
 
 def _plan(store: CubeStore, split: Split, settings: Settings) -> Plan:
