@@ -120,10 +120,14 @@ class TrainingSettings(_Frozen):
 
 
 class Settings(_Frozen):
-    """A training run."""
+    """A training run.
+
+    `distribution`: "mirrored" for all GPUs of a machine (TensorFlow), "multihost" for several machines (JAX).
+    """
 
     seed: int = Field(0, ge=0, le=2**32 - 1)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    distribution: Literal["mirrored", "multihost"] | None = None
     split: SplitSettings = SplitSettings()
     sampling: SamplingSettings = SamplingSettings()
     augmentation: AugmentationSettings = AugmentationSettings()

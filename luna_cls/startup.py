@@ -16,10 +16,13 @@ def load_tensorflow_quietly() -> None:
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with _without_file_descriptor_2():
-        import keras  # noqa: F401
+        import keras
         import tensorflow as tf
 
-        tf.config.list_physical_devices()
+        if keras.backend.backend() == "tensorflow":
+            tf.config.list_physical_devices()
+        else:
+            tf.config.set_visible_devices([], "GPU")  # it reads cubes; their memory is the backend's
 
 
 @contextmanager

@@ -28,6 +28,7 @@ def training_batches(
     epochs: range,
     augmentation: AugmentationSettings | None = None,
     skipped_steps: int = 0,
+    share: tuple[int, int] = (0, 1),
 ) -> tf.data.Dataset:
     """Batches of one epoch after another, as `plan` has them.
 
@@ -40,6 +41,7 @@ def training_batches(
         epochs: Which epochs; each has `plan.steps` batches.
         augmentation: What is done to cubes at random; nothing if None.
         skipped_steps: With how many batches fewer the first epoch begins.
+        share: Which of how many equal parts of every batch this process reads. Each has its own luck.
 
     Returns:
         Dataset of (cubes int16 `(batch, z, y, x, 1)`, labels float32 `(batch, 1)`).
@@ -49,6 +51,8 @@ def training_batches(
     """
     check_margin(store, augmentation)
     labels, spec = store.labels.astype(np.float32), store.spec
+    part, parts = share
+    luck = (_AUGMENTATION,) if parts == 1 else (_AUGMENTATION, part)
 
     def of_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
         rows = tf.numpy_function(lambda index: plan.epoch(int(index)), [epoch], tf.int64)
@@ -56,9 +60,10 @@ def training_batches(
         return steps.enumerate().map(lambda step, rows: (epoch, step, rows))
 
     def read(epoch: int, step: int, rows: NDArray[np.int64]) -> tuple[NDArray[np.int16], NDArray[np.float32]]:
+        rows = np.array_split(rows, parts)[part]
         rising = np.argsort(rows, kind="stable")  # as they lie on the disk
         stored = _hu(store, rows[rising], with_margin=augmentation is not None)
-        seed = plan.seed, _AUGMENTATION, int(epoch), int(step)
+        seed = plan.seed, *luck, int(epoch), int(step)
         seen = stored if augmentation is None else augmented(stored, seed, augmentation, spec)
         return _batch(seen, rising, spec), labels[rows, None]
 

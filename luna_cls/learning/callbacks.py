@@ -159,7 +159,8 @@ class Paused(Exception):  # noqa: N818
 class Checkpointing(keras.callbacks.Callback):
     """Saves where the training stands after every epoch, and once it is asked to stop; and takes it up there.
 
-    It must be the last callback: what the others do at an epoch's end belongs to it.
+    It must be the last callback: what the others do at an epoch's end belongs to it. The optimizer must have
+    been built: Keras would build it in the first step, too late to restore it.
 
     Args:
         folder: Where checkpoints are kept.
@@ -253,9 +254,6 @@ class Checkpointing(keras.callbacks.Callback):
             self._health.good_weights = start.values[count:] or self._judging.judged.get_weights()
 
     def _variables(self) -> list[tuple[str, Any]]:
-        # Keras gathers its metrics, and builds the optimizer, in the first step: too late to restore them.
-        if not self.model.optimizer.built:
-            self.model.optimizer.build(self.model.trainable_variables)
         groups = {
             "model": self.model.variables,
             "optimizer": self.model.optimizer.variables,

@@ -17,8 +17,8 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
     all and reads bfloat16 directly. Variables, outputs, gradients and moving statistics are those of
     the layer it stands for, up to rounding.
 
-    What the kernel cannot do (masks, `synchronized`, `renorm`, a channel axis that is not the last,
-    missing `gamma` or `beta`) and every backend but TensorFlow take Keras' own path.
+    What the kernel cannot do (masks, training when `synchronized`, `renorm`, a channel axis that is not the
+    last, missing `gamma` or `beta`) and every backend but TensorFlow take Keras' own path.
 
     Args:
         **kwargs: Those of `keras.layers.BatchNormalization`.
@@ -26,7 +26,7 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """Normalises `inputs`, any shape with channels last; the same shape in the compute dtype."""
-        if mask is not None or not self._kernel_serves(inputs):
+        if mask is not None or not self._kernel_serves(inputs, training):
             return super().call(inputs, training=training, mask=mask)
         import tensorflow as tf
 
@@ -53,14 +53,14 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
     def _move(self, average: Any, value: Any) -> None:
         average.assign(average * self.momentum + value * (1.0 - self.momentum))
 
-    def _kernel_serves(self, inputs: Any) -> bool:
+    def _kernel_serves(self, inputs: Any, training: bool | None) -> bool:
         return (
             keras.backend.backend() == "tensorflow"
             and len(inputs.shape) > 2
             and self.axis in (-1, len(inputs.shape) - 1)
             and self.scale
             and self.center
-            and not self.synchronized
+            and not (self.synchronized and training)
             and not self.renorm
             and inputs.dtype in ("float32", "bfloat16", "float16")
         )

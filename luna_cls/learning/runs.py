@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -100,6 +101,7 @@ def describe(store: CubeStore, settings: Settings, policy: str, plan: Plan) -> d
     return {
         "versions": {
             "luna_cls": __version__,
+            "commit": _commit(),
             "python": platform.python_version(),
             "keras": keras.__version__,
             backend: version(backend),
@@ -123,6 +125,19 @@ def describe(store: CubeStore, settings: Settings, policy: str, plan: Plan) -> d
             "prior_shift": plan.prior_shift,
         },
     }
+
+
+def _commit() -> str | None:
+    """That of the checkout this code runs from, with "-dirty" if it was changed since; None if from none."""
+    package = Path(__file__).parents[1]
+    if not (package.parent / ".git").exists():
+        return None
+    command = ["git", "-C", str(package), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
 
 
 def devices() -> list[str]:

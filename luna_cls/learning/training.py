@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import keras
@@ -23,7 +25,7 @@ from luna_cls.cubes.store import CubeStore
 from luna_cls.errors import InputError
 from luna_cls.files import POINT_COLUMNS, kept_until_done, write_csv, write_json
 from luna_cls.judging.evaluation import no_skill_metrics
-from luna_cls.learning import losses, models, runs
+from luna_cls.learning import checkpoints, distribution, losses, models, runs
 from luna_cls.learning.callbacks import (
     AmplificationRamp,
     BestModel,
@@ -36,6 +38,7 @@ from luna_cls.learning.callbacks import (
     validation_metrics,
 )
 from luna_cls.learning.checkpoints import Checkpoint
+from luna_cls.learning.distribution import Devices
 from luna_cls.learning.health import Course, TrainingHealth, diagnose_plan
 from luna_cls.learning.losses import PerBatch, PerSample
 from luna_cls.learning.metrics import streaming_metrics
@@ -43,6 +46,7 @@ from luna_cls.learning.optimizer import adamw
 from luna_cls.learning.precision import set_policy
 from luna_cls.settings import Settings
 
+MODEL = "model.keras"
 PREDICTION_COLUMNS = (*POINT_COLUMNS, "probability", "logit", "class")
 
 
@@ -76,28 +80,104 @@ def train(
         say: Prints a line of progress.
 
     Returns:
-        None if it paused; else what `metrics.json` holds: `best_epoch` (from 1), `validation` and `no_skill`
-        metrics, `health` (what `TrainingHealth` found) and `diverged_in` (the epoch that ended the training
-        early, or None).
+        None if it paused, or if this is not the first of several processes; else what `metrics.json` holds:
+        `best_epoch` (from 1), `validation` and `no_skill` metrics, `health` (what `TrainingHealth` found) and
+        `diverged_in` (the epoch that ended the training early, or None).
 
     Raises:
         InputError: If a setting does not fit the store, a set lacks one class, `run` exists and is not to be
             replaced or resumed, or it is to be resumed and was begun with other settings or cubes.
     """
-    run, training = Path(run), settings.training
+    run = Path(run)
+    computing = distribution.devices(settings.distribution)
+    is_first = computing.process == 0
+    say = say if is_first else _nothing
     is_begun = runs.check(run, store, settings, force=force, resume=resume)
     if is_begun and (run / runs.METRICS).is_file():
         say(f"{run} is finished already: nothing is left to do.")
         finished: dict[str, Any] = json.loads((run / runs.METRICS).read_text(encoding="utf-8"))
-        return finished
+        return finished if is_first else None
+    task = _task(store, settings, computing)
+    with _entered(run, task, is_begun=is_begun, say=say) as (folder, start):
+        for line in _opening(task, start):
+            say(line)
+        health, best, callbacks = _callbacks(task, folder, start, asked_to_stop, say)
+        try:
+            _fit(task, start, callbacks)
+        except Paused as pause:
+            command = f"luna-cls train {store.path} {run} --resume"
+            say(f"Asked to stop: saved {pause}. {command} goes on from there.")
+            return None
+        if not is_first:
+            return None
+        logits = _logits(models.load(run / MODEL), task.validation)
+        result = {
+            "best_epoch": best.epoch + 1,
+            "monitor": settings.training.monitor,
+            "validation": validation_metrics(task.labels, logits, task.exact_loss),
+            "no_skill": task.no_skill,
+            "health": health.findings,
+            "diverged_in": health.diverged_in,
+        }
+        table = predictions_table(store.candidates.iloc[task.split.validation], logits)
+        write_csv(run / "validation_predictions.csv", table)
+        write_json(run / runs.METRICS, result)
+    return result
+
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """What is to be trained: all that follows from the store and the settings, checked, and nothing written.
+
+    Args:
+        store: The cubes as the model reads them.
+        settings: Everything else.
+        computing: On what.
+        policy: Keras' dtype policy.
+        model: The model that trains, compiled.
+        judged: The model that is validated and kept.
+        split: Which rows are for what.
+        plan: Which training row is in which batch.
+        loss: The one that trains.
+        exact_loss: The same as it was given, for validation: a ramp moves the first one alone.
+        metrics: Those that stream.
+        shift: Added to the logits of the judged model, to mean natural prevalence.
+        validation: Batches of the validation cubes.
+        labels: Their classes `(n,)`.
+        no_skill: What always saying *no* would get on them.
+    """
+
+    store: CubeStore
+    settings: Settings
+    computing: Devices
+    policy: str
+    model: keras.Model
+    judged: keras.Model
+    split: Split
+    plan: Plan
+    loss: PerSample | PerBatch
+    exact_loss: PerSample | PerBatch
+    metrics: list[keras.metrics.Metric]
+    shift: float
+    validation: tf.data.Dataset
+    labels: NDArray[np.int64]
+    no_skill: dict[str, float]
+
+
+def _task(store: CubeStore, settings: Settings, computing: Devices) -> _Task:
+    training = settings.training
     keras.utils.set_random_seed(settings.seed)
     policy = set_policy(settings.precision)
-    model, judged = (models.get(settings.model.name, **settings.model.parameters) for _ in range(2))
+    with computing.building():
+        model = models.get(settings.model.name, **settings.model.parameters)
+        computing.join_statistics(model)
+    judged = models.get(settings.model.name, **settings.model.parameters)
     store = _seen(store, model)
     split = split_by_fold(store.candidates, settings.split.validation_folds, settings.split.test_folds)
     plan = _plan(store, split, settings)
+    distribution.check_split(plan, computing.replicas)
     check_margin(store, settings.augmentation)
-    loss, exact_loss = _loss(settings, plan), _loss(settings, plan)  # a ramp moves the first one alone
+    loss, exact_loss = _loss(settings, plan), _loss(settings, plan)
     shift = _prior_shift(settings, plan, loss)
     labels = store.labels[split.validation]
     if len(set(labels.tolist())) < 2:
@@ -107,68 +187,105 @@ def train(
         )
     no_skill = no_skill_metrics(labels)
     _check_monitor(training.monitor, no_skill)
+    with computing.building():
+        metrics = streaming_metrics()
+        optimizer = adamw(settings.optimizer, training.epochs * plan.steps, training.ema)
+        optimizer.build(model.trainable_variables)
+        model.compile(optimizer, loss, metrics=metrics, jit_compile=models.jit_compile())
+    validation = ordered_batches(store, split.validation, training.batch_size)
+    return _Task(
+        store,
+        settings,
+        computing,
+        policy,
+        model,
+        judged,
+        split,
+        plan,
+        loss,
+        exact_loss,
+        metrics,
+        shift,
+        validation,
+        labels,
+        no_skill,
+    )
+
+
+def _callbacks(
+    task: _Task,
+    folder: Path,
+    start: Checkpoint | None,
+    asked_to_stop: Callable[[], bool],
+    say: Callable[[str], None],
+) -> tuple[TrainingHealth, BestModel, list[keras.callbacks.Callback]]:
+    """What happens between epochs, in this order."""
+    training, course = task.settings.training, _course(task)
+
+    def logits() -> NDArray[np.float64]:
+        with task.computing.apart():
+            return _logits(task.judged, task.validation) + task.shift
+
+    before = diagnose_plan(task.store.candidates, task.split, task.plan, course)
+    health = TrainingHealth(say, task.judged, course, before)
+    judging = JudgedModel(task.judged, health)
+    best = BestModel(task.judged, folder / MODEL, training.monitor, training.patience, task.shift)
+    history = HistoryFile(folder / "history.csv")
+    return (
+        health,
+        best,
+        [
+            *([AmplificationRamp(task.loss)] if isinstance(task.loss, losses.AnyLoss) else []),
+            judging,
+            ExactValidation(logits, task.labels, task.exact_loss, health.restore),
+            health,
+            best,
+            history,
+            keras.callbacks.TensorBoard(folder / "tensorboard", histogram_freq=1, write_graph=False),
+            PlainLines(say, training.epochs, task.plan.batch_size),
+            Checkpointing(
+                folder / runs.CHECKPOINTS,
+                task.plan.steps,
+                judging,
+                health,
+                best,
+                history,
+                task.metrics,
+                start,
+                lambda: task.computing.any(asked_to_stop()),
+            ),
+        ],
+    )
+
+
+@contextmanager
+def _entered(
+    run: Path, task: _Task, *, is_begun: bool, say: Callable[[str], None]
+) -> Iterator[tuple[Path, Checkpoint | None]]:
+    """Where this process writes, and where the training stands.
+
+    The first of several processes writes the run; what the others do in the same way, they do for themselves.
+    """
+    task.computing.wait()  # until all have looked at the run as it is
     with ExitStack() as stack:
+        if task.computing.process:
+            folder = Path(stack.enter_context(TemporaryDirectory()))
+            task.computing.wait()  # until the first has looked for checkpoints
+            yield folder, checkpoints.newest(run / runs.CHECKPOINTS, say)
+            return
         if not is_begun:
             # Once there is something to go on from, a run that fails is worth more than the one before it.
             stack.enter_context(kept_until_done(run, lambda: any((run / runs.CHECKPOINTS).glob("*.npz"))))
             run.mkdir(parents=True)
         stack.enter_context(runs.alone(run))
-        start = runs.open_run(run, settings, runs.describe(store, settings, policy, plan), say)
-        for line in _opening(split, plan, policy, model, start):
-            say(line)
-        metrics = streaming_metrics()
-        optimizer = adamw(settings.optimizer, training.epochs * plan.steps, training.ema)
-        model.compile(optimizer, loss, metrics=metrics, jit_compile=models.jit_compile())
-        validation = ordered_batches(store, split.validation, training.batch_size)
-        course = _course(settings, plan, model, loss)
-        health = TrainingHealth(say, judged, course, diagnose_plan(store.candidates, split, plan, course))
-        judging = JudgedModel(judged, health)
-        exact = ExactValidation(
-            lambda: _logits(judged, validation) + shift, labels, exact_loss, health.restore
-        )
-        best = BestModel(judged, run / "model.keras", training.monitor, training.patience, shift)
-        history = HistoryFile(run / "history.csv")
-        callbacks = [
-            *([AmplificationRamp(loss)] if isinstance(loss, losses.AnyLoss) else []),
-            judging,
-            exact,
-            health,
-            best,
-            history,
-            keras.callbacks.TensorBoard(run / "tensorboard", histogram_freq=1, write_graph=False),
-            PlainLines(say, training.epochs, plan.batch_size),
-            Checkpointing(
-                run / runs.CHECKPOINTS,
-                plan.steps,
-                judging,
-                health,
-                best,
-                history,
-                metrics,
-                start,
-                asked_to_stop,
-            ),
-        ]
-        try:
-            _fit(model, store, plan, settings, start, callbacks)
-        except Paused as pause:
-            command = f"luna-cls train {store.path} {run} --resume"
-            say(f"Asked to stop: saved {pause}. {command} goes on from there.")
-            return None
+        environment = runs.describe(task.store, task.settings, task.policy, task.plan)
+        start = runs.open_run(run, task.settings, environment, say)
+        task.computing.wait()
+        yield run, start
 
-        logits = _logits(models.load(run / "model.keras"), validation)
-        result = {
-            "best_epoch": best.epoch + 1,
-            "monitor": training.monitor,
-            "validation": validation_metrics(labels, logits, exact_loss),
-            "no_skill": no_skill,
-            "health": health.findings,
-            "diverged_in": health.diverged_in,
-        }
-        table = predictions_table(store.candidates.iloc[split.validation], logits)
-        write_csv(run / "validation_predictions.csv", table)
-        write_json(run / runs.METRICS, result)
-    return result
+
+def _nothing(line: str) -> None:
+    """Says nothing."""
 
 
 def predictions_table(candidates: pd.DataFrame, logits: NDArray[np.float64]) -> pd.DataFrame:
@@ -178,35 +295,33 @@ def predictions_table(candidates: pd.DataFrame, logits: NDArray[np.float64]) -> 
     return table[[name for name in PREDICTION_COLUMNS if name in table.columns]]
 
 
-def _fit(
-    model: keras.Model,
-    store: CubeStore,
-    plan: Plan,
-    settings: Settings,
-    start: Checkpoint | None,
-    callbacks: list[keras.callbacks.Callback],
-) -> None:
-    training = settings.training
+def _fit(task: _Task, start: Checkpoint | None, callbacks: list[keras.callbacks.Callback]) -> None:
+    training, plan, computing = task.settings.training, task.plan, task.computing
     if start is not None and start.is_over:
         return
     done, skipped = (start.epoch, start.step) if start is not None else (0, 0)
     # Keras wants as many steps in every epoch: what is left of one that was begun goes first, by itself.
     spans = [(range(done, done + 1), skipped)] if skipped else []
     spans.append((range(done + len(spans), training.epochs), 0))
+    share = computing.process, computing.processes
     try:
         for epochs, skipped_steps in spans:
             if not epochs:
                 break
-            model.fit(
-                training_batches(store, plan, epochs, settings.augmentation, skipped_steps),
-                initial_epoch=epochs.start,
-                epochs=epochs.stop,
-                steps_per_epoch=plan.steps - skipped_steps,
-                callbacks=callbacks,
-                shuffle=False,  # the plan has shuffled
-                verbose=0,
+            batches = training_batches(
+                task.store, plan, epochs, task.settings.augmentation, skipped_steps, share
             )
-            if model.stop_training:
+            with computing.fitting():
+                task.model.fit(
+                    batches,
+                    initial_epoch=epochs.start,
+                    epochs=epochs.stop,
+                    steps_per_epoch=plan.steps - skipped_steps,
+                    callbacks=callbacks,
+                    shuffle=False,  # the plan has shuffled
+                    verbose=0,
+                )
+            if task.model.stop_training:
                 break
     except tf.errors.ResourceExhaustedError as error:
         raise InputError(
@@ -281,29 +396,30 @@ def _prior_shift(settings: Settings, plan: Plan, loss: PerSample | PerBatch) -> 
     return _learned_shift(plan, loss)
 
 
-def _course(settings: Settings, plan: Plan, model: keras.Model, loss: PerSample | PerBatch) -> Course:
-    momenta = [layer.momentum for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+def _course(task: _Task) -> Course:
+    plan, loss = task.plan, task.loss
+    layers = task.model.layers
+    momenta = [layer.momentum for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
     return Course(
         steps_per_epoch=plan.steps,
         one_in=(len(plan.negatives) + len(plan.positives)) / len(plan.positives),
         favours_nodules=_learned_shift(plan, loss) < -0.01,
-        corrects_prior=settings.sampling.correct_prior,
-        loss=settings.loss.name,
+        corrects_prior=task.settings.sampling.correct_prior,
+        loss=task.settings.loss.name,
         is_of_batch=isinstance(loss, PerBatch),
         is_proper=isinstance(loss, PerSample) and loss.is_proper,
         normalization_momentum=max(momenta, default=0.0),
     )
 
 
-def _opening(
-    split: Split, plan: Plan, policy: str, model: keras.Model, start: Checkpoint | None
-) -> list[str]:
+def _opening(task: _Task, start: Checkpoint | None) -> list[str]:
+    split, plan, model = task.split, task.plan, task.model
     nodules = len(plan.positives)
     sizes = (
         f"{len(split.train)} training cubes, {nodules} of them nodules "
         f"(1 in {len(split.train) / nodules:.0f}); "
         f"{len(split.validation)} validation cubes; {plan.steps} steps an epoch; "
-        f"{model.name}, {model.count_params():,} parameters, {policy} on {', '.join(runs.devices())}"
+        f"{model.name}, {model.count_params():,} parameters, {task.policy} on {', '.join(runs.devices())}"
     )
     (rest_visits, nodule_visits), (rest_weight, nodule_weight) = plan.visits_per_epoch, plan.natural_weights
     sampling = (
