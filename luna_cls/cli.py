@@ -276,9 +276,17 @@ def train(
         load_tensorflow_quietly()
         from luna_cls.learning.training import train as train_model
 
-        result = train_model(
-            opened, settings, run, force=force, resume=resume, asked_to_stop=asked_to_stop, say=_say
-        )
+        with _live() as show:
+            result = train_model(
+                opened,
+                settings,
+                run,
+                force=force,
+                resume=resume,
+                asked_to_stop=asked_to_stop,
+                say=_say,
+                show=show,
+            )
     if result is None:
         return DONE
     print_metrics(
@@ -361,6 +369,18 @@ def _print_path(path: Path) -> None:
 
 def _say(line: str) -> None:
     _err.print(line, markup=False)
+
+
+@contextmanager
+def _live() -> Iterator[Callable[[int, int, str], None] | None]:
+    """A bar with the time left and how it goes, on a terminal; nothing elsewhere, where lines must do."""
+    if not _err.is_terminal:
+        yield None
+        return
+    columns = (BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=_err, transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total, how: bar.update(task, completed=done, total=total, description=how)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import pytest
 
 from luna_cls.judging.evaluation import binary_metrics
 from luna_cls.learning import losses
-from luna_cls.learning.callbacks import BestModel, ExactValidation, PlainLines
+from luna_cls.learning.callbacks import BestModel, ExactValidation, LiveProgress, PlainLines
 
 NAN = float("nan")
 
@@ -74,3 +74,32 @@ def test_an_epoch_is_one_plain_line():
         "  val_balanced_accuracy 0.750  val_auc 0.875  val_average_precision 0.125"
     )
     assert lines[0].endswith(" cubes/s")
+
+
+def test_progress_is_shown_within_an_epoch(monkeypatch):
+    """Of 3 epochs of 10 steps: at a step a second, each; an epoch gone on with after step 7 begins there."""
+    clock = iter(range(100))
+    monkeypatch.setattr("luna_cls.learning.callbacks.time.perf_counter", lambda: next(clock))
+    shown = []
+    callback = LiveProgress(lambda *told: shown.append(told), epochs=3, steps=10, cubes_per_step=64)
+    logs = {"loss": 0.25, "balanced_accuracy": 0.75}
+
+    for epoch, steps in ((1, 3), (2, 10)):
+        callback.set_params({"steps": steps})
+        callback.on_epoch_begin(epoch)
+        callback.on_train_batch_end(0, logs)
+        callback.on_train_batch_end(1, logs)
+
+    assert [done for done, *_ in shown] == [18, 19, 21, 22]
+    assert shown[0] == (18, 30, "epoch 2/3  loss 0.2500  balanced accuracy 0.750  64 cubes/s")
+
+
+def test_progress_is_not_shown_at_every_step():
+    """A thousand steps within an instant show next to nothing."""
+    shown = []
+    callback = LiveProgress(lambda *told: shown.append(told), epochs=1, steps=1000, cubes_per_step=64)
+    callback.on_epoch_begin(0)
+    for batch in range(1000):
+        callback.on_train_batch_end(batch, {"loss": 1.0, "balanced_accuracy": 0.5})
+
+    assert len(shown) <= 4

@@ -31,6 +31,10 @@ SETTINGS = (
     "training.epochs=4",
     "training.batch_size=8",
     "training.steps_per_epoch=5",
+    "training.ema=0.8",
+    "optimizer.schedule=cosine",
+    "optimizer.warmup_steps=3",
+    "optimizer.clip_norm=1.0",
 )
 EPOCHS, STEPS = 4, 5
 
@@ -91,7 +95,7 @@ def begun(small_store, tmp_path):
 # A look after each step but the last of an epoch, and one at its end: epoch e, step s is look 5 e + s.
 @pytest.mark.parametrize("looks", [1, 4, 18])
 def test_a_paused_run_ends_as_one_that_never_stopped(small_store, whole, tmp_path, looks):
-    """Dropout, augmentation, optimizer, learning rate, metrics, history and best model go on bit for bit."""
+    """Dropout, augmentation, optimizer, averaged weights, learning rate, metrics and history, bit for bit."""
     run, lines = tmp_path / "run", []
 
     assert train(small_store, _settings(), run, asked_to_stop=_StopAfter(looks), say=lines.append) is None

@@ -241,7 +241,7 @@ def test_one_class_alone_is_refused(small_store, tmp_path, in_validation, messag
         ("training.monitor=val_precision", "training.monitor 'val_precision'. Known: val_loss, val_accuracy"),
         ("loss.name=hinge", "Unknown loss 'hinge'. Known: bce, mse, focal, cefl, cefl2, anyloss, sol"),
         ("loss.gama=2", "loss bce has no parameter 'gama'. Known: label_smoothing"),
-        ("model.name=resnet", "Unknown model 'resnet'. Known: seed_cnn"),
+        ("model.name=vgg", "Unknown model 'vgg'. Known: seed_cnn, resnet, contextual"),
         ("model.filters=[4, 4, 4, 4, 4]", "5 blocks halve a cube of 31 voxels to nothing"),
         ("split.validation_folds=[7]", "No cube is left for validation"),
         ("sampling.positives_per_batch=8", "positives_per_batch must lie between 1 and 7"),
@@ -250,6 +250,11 @@ def test_one_class_alone_is_refused(small_store, tmp_path, in_validation, messag
         ("loss.class_weights=[1, 2, 3]", r"class_weights takes two, .* Received: \[1.0, 2.0, 3.0\]"),
         ("loss.class_counts=[1, 2]", "loss bce has no parameter 'class_counts'"),
         ("sampling.negatives_per_positive=1e-20", "negatives_per_positive must lie between 0.143"),
+        (
+            "training.batch_size=31",
+            "batch_size must be at most the number of training cubes, 30. Received: 31",
+        ),
+        ("optimizer.warmup_steps=3", "warmup_steps goes with optimizer.schedule = cosine"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(small_store, tmp_path, override, message):

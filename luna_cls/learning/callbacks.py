@@ -21,6 +21,8 @@ from luna_cls.learning.health import TrainingHealth
 
 Logits = NDArray[np.float64]
 
+_SHOWN_EVERY_S = 0.25
+
 
 class JudgedModel(keras.callbacks.Callback):
     """Brings the model that is validated and kept up to the one that trains, after every epoch.
@@ -335,6 +337,46 @@ class PlainLines(keras.callbacks.Callback):
             f"  val_auc {logs['val_auc']:.3f}"
             f"  val_average_precision {logs['val_average_precision']:.3f}"
             f"  {speed:.0f} cubes/s"
+        )
+
+
+class LiveProgress(keras.callbacks.Callback):
+    """Tells how far a training is while its epochs go on, at most four times a second.
+
+    Args:
+        show: Told the steps done, all there are to be, and how it goes, in a line.
+        epochs: How many epochs there will be.
+        steps: Steps in an epoch.
+        cubes_per_step: Cubes in a batch.
+    """
+
+    def __init__(
+        self, show: Callable[[int, int, str], None], epochs: int, steps: int, cubes_per_step: int
+    ) -> None:
+        super().__init__()
+        self._show, self._epochs, self._steps, self._cubes_per_step = show, epochs, steps, cubes_per_step
+        self._epoch = self._begun_with = 0
+        self._start = self._shown = 0.0
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002
+        """Starts the clock."""
+        self._epoch = epoch
+        # An epoch that is gone on with has fewer steps left.
+        self._begun_with = self._steps - int((self.params or {}).get("steps") or self._steps)
+        self._start = self._shown = time.perf_counter()
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Shows where it is."""
+        now = time.perf_counter()
+        if now - self._shown < _SHOWN_EVERY_S:
+            return
+        self._shown, logs = now, logs or {}
+        speed = (batch + 1) * self._cubes_per_step / (now - self._start)
+        self._show(
+            self._epoch * self._steps + self._begun_with + batch + 1,
+            self._epochs * self._steps,
+            f"epoch {self._epoch + 1}/{self._epochs}  loss {float(logs['loss']):.4f}"
+            f"  balanced accuracy {float(logs['balanced_accuracy']):.3f}  {speed:,.0f} cubes/s",
         )
 
 

@@ -33,6 +33,7 @@ from luna_cls.learning.callbacks import (
     ExactValidation,
     HistoryFile,
     JudgedModel,
+    LiveProgress,
     Paused,
     PlainLines,
     validation_metrics,
@@ -59,6 +60,7 @@ def train(
     resume: bool = False,
     asked_to_stop: Callable[[], bool] = lambda: False,
     say: Callable[[str], None] = print,
+    show: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, Any] | None:
     """Trains a model and writes the folder `run`.
 
@@ -78,6 +80,7 @@ def train(
         asked_to_stop: Looked at after every step: once it is true, the training saves where it stands, and
             pauses.
         say: Prints a line of progress.
+        show: Told, some times a second, the steps done, all there are to be, and how it goes.
 
     Returns:
         None if it paused, or if this is not the first of several processes; else what `metrics.json` holds:
@@ -101,7 +104,9 @@ def train(
     with _entered(run, task, is_begun=is_begun, say=say) as (folder, start):
         for line in _opening(task, start):
             say(line)
-        health, best, callbacks = _callbacks(task, folder, start, asked_to_stop, say)
+        health, best, callbacks = _callbacks(
+            task, folder, start, asked_to_stop, say, show if is_first else None
+        )
         try:
             _fit(task, start, callbacks)
         except Paused as pause:
@@ -218,15 +223,16 @@ def _callbacks(
     start: Checkpoint | None,
     asked_to_stop: Callable[[], bool],
     say: Callable[[str], None],
+    show: Callable[[int, int, str], None] | None,
 ) -> tuple[TrainingHealth, BestModel, list[keras.callbacks.Callback]]:
     """What happens between epochs, in this order."""
-    training, course = task.settings.training, _course(task)
+    training, plan, course = task.settings.training, task.plan, _course(task)
 
     def logits() -> NDArray[np.float64]:
         with task.computing.apart():
             return _logits(task.judged, task.validation) + task.shift
 
-    before = diagnose_plan(task.store.candidates, task.split, task.plan, course)
+    before = diagnose_plan(task.store.candidates, task.split, plan, course)
     health = TrainingHealth(say, task.judged, course, before)
     judging = JudgedModel(task.judged, health)
     best = BestModel(task.judged, folder / MODEL, training.monitor, training.patience, task.shift)
@@ -242,10 +248,11 @@ def _callbacks(
             best,
             history,
             keras.callbacks.TensorBoard(folder / "tensorboard", histogram_freq=1, write_graph=False),
-            PlainLines(say, training.epochs, task.plan.batch_size),
+            PlainLines(say, training.epochs, plan.batch_size),
+            *([LiveProgress(show, training.epochs, plan.steps, plan.batch_size)] if show else []),
             Checkpointing(
                 folder / runs.CHECKPOINTS,
-                task.plan.steps,
+                plan.steps,
                 judging,
                 health,
                 best,
@@ -353,6 +360,11 @@ def _seen(store: CubeStore, model: keras.Model) -> CubeStore:
 
 
 def _plan(store: CubeStore, split: Split, settings: Settings) -> Plan:
+    if settings.training.batch_size > len(split.train):
+        raise InputError(
+            f"training.batch_size must be at most the number of training cubes, {len(split.train)}. "
+            f"Received: {settings.training.batch_size}."
+        )
     is_nodule = store.labels[split.train] == 1
     return Plan(
         negatives=split.train[~is_nodule],
