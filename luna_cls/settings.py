@@ -98,13 +98,17 @@ class OptimizerSettings(_Frozen):
 
 
 class TrainingSettings(_Frozen):
-    """How long, how much at a time, and which epoch's model is kept."""
+    """How long, how much at a time, and which epoch's model is kept.
+
+    `profile_steps`: how many steps of the second epoch, or of the only one, TensorFlow's profiler records.
+    """
 
     epochs: int = Field(15, ge=1)
     batch_size: int = Field(128, ge=1)
     steps_per_epoch: int | None = Field(None, ge=1)
     monitor: str = "val_average_precision"
     patience: int | None = Field(None, ge=1)
+    profile_steps: int | None = Field(None, ge=1)
 
 
 class Settings(_Frozen):

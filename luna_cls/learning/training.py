@@ -30,16 +30,19 @@ from luna_cls.learning.callbacks import (
     Checkpointing,
     ExactValidation,
     HistoryFile,
+    LearningRate,
     Paused,
     PlainLines,
     validation_metrics,
 )
 from luna_cls.learning.checkpoints import Checkpoint
 from luna_cls.learning.health import Course, TrainingHealth, diagnose_plan
+from luna_cls.learning.input_wait import InputWait
 from luna_cls.learning.losses import PerBatch, PerSample
 from luna_cls.learning.metrics import streaming_metrics
 from luna_cls.learning.optimizer import adamw
 from luna_cls.learning.precision import set_policy
+from luna_cls.learning.tensorboard import TensorBoardLog
 from luna_cls.settings import Settings
 
 PREDICTION_COLUMNS = (*POINT_COLUMNS, "probability", "logit", "class")
@@ -111,8 +114,10 @@ def train(
             stack.enter_context(kept_until_done(run, lambda: any((run / runs.CHECKPOINTS).glob("*.npz"))))
             run.mkdir(parents=True)
         stack.enter_context(runs.alone(run))
-        start = runs.open_run(run, settings, runs.describe(store, settings, policy, plan), say)
-        for line in _opening(split, plan, policy, model, start):
+        environment = runs.describe(store, settings, policy, plan)
+        start = runs.open_run(run, settings, environment, say)
+        opening = _opening(split, plan, policy, model, start)
+        for line in opening:
             say(line)
         metrics = streaming_metrics()
         model.compile(adamw(settings.optimizer), loss, metrics=metrics, jit_compile=models.jit_compile())
@@ -123,21 +128,38 @@ def train(
             lambda: _logits(model, validation) + shift, labels, exact_loss, health.restore
         )
         best = BestModel(run / "model.keras", training.monitor, training.patience, shift)
-        history = HistoryFile(run / "history.csv")
+        history, wait = HistoryFile(run / "history.csv"), InputWait()
+        about = {
+            "about": "\n\n".join(opening),
+            "environment": f"```\n{json.dumps(environment, indent=2)}\n```",
+        }
         callbacks = [
             *([AmplificationRamp(loss)] if isinstance(loss, losses.AnyLoss) else []),
             exact,
             health,
+            LearningRate(),
             best,
             history,
-            keras.callbacks.TensorBoard(run / "tensorboard", histogram_freq=1, write_graph=False),
+            TensorBoardLog(
+                run / "tensorboard",
+                settings,
+                about,
+                store,
+                split.validation,
+                exact,
+                health,
+                best,
+                history,
+                wait,
+                plan.batch_size,
+            ),
             PlainLines(say, training.epochs, plan.batch_size),
             Checkpointing(
                 run / runs.CHECKPOINTS, plan.steps, health, best, history, metrics, start, asked_to_stop
             ),
         ]
         try:
-            _fit(model, store, plan, settings, start, callbacks)
+            _fit(model, store, plan, settings, start, callbacks, wait)
         except Paused as pause:
             command = f"luna-cls train {store.path} {run} --resume"
             say(f"Asked to stop: saved {pause}. {command} goes on from there.")
@@ -172,6 +194,7 @@ def _fit(
     settings: Settings,
     start: Checkpoint | None,
     callbacks: list[keras.callbacks.Callback],
+    wait: InputWait,
 ) -> None:
     training = settings.training
     if start is not None and start.is_over:
@@ -184,8 +207,9 @@ def _fit(
         for epochs, skipped_steps in spans:
             if not epochs:
                 break
+            batches = training_batches(store, plan, epochs, settings.augmentation, skipped_steps)
             model.fit(
-                training_batches(store, plan, epochs, settings.augmentation, skipped_steps),
+                wait.measured(batches),
                 initial_epoch=epochs.start,
                 epochs=epochs.stop,
                 steps_per_epoch=plan.steps - skipped_steps,
