@@ -109,6 +109,7 @@ class TrainingSettings(_Frozen):
     """How long, how much at a time, and which epoch's model is kept.
 
     `ema`: what is validated and kept is the running average of the weights, of which a step keeps this share.
+    `profile_steps`: how many steps of the second epoch, or of the only one, TensorFlow's profiler records.
     """
 
     epochs: int = Field(15, ge=1)
@@ -117,6 +118,7 @@ class TrainingSettings(_Frozen):
     monitor: str = "val_average_precision"
     patience: int | None = Field(None, ge=1)
     ema: float | None = Field(None, gt=0, lt=1)
+    profile_steps: int | None = Field(None, ge=1)
 
 
 class Settings(_Frozen):

@@ -148,7 +148,10 @@ def test_settings_are_frozen():
         ("split.validation_folds=9", "split.validation_folds: .* Received: 9"),
         ("split.validation_folds=[9, 10]", "split.validation_folds.* Received: 10"),
         ("optimizer.learning_rate=0", "optimizer.learning_rate: .*greater than 0. Received: 0"),
-        ("optimizer.learning_rate=1e9", "optimizer.learning_rate: .*less than or equal to 1. Received: 1000000000"),
+        (
+            "optimizer.learning_rate=1e9",
+            "optimizer.learning_rate: .*less than or equal to 1. Received: 1000000000",
+        ),
         ("optimizer.learning_rate=nan", "optimizer.learning_rate: .* Received: nan"),
         ("optimizer.learning_rate=fast", "optimizer.learning_rate: .*number.* Received: 'fast'"),
         ("optimizer.schedule=linear", "optimizer.schedule: .*'exponential' or 'cosine'. Received: 'linear'"),

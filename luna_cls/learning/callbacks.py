@@ -63,6 +63,9 @@ class ExactValidation(keras.callbacks.Callback):
         labels: Their classes `(n,)`.
         loss: The loss, of labels and logits `(n, 1)`.
         recover: Puts weights back whose logits were finite; told what happened.
+
+    Attributes:
+        logits: Of the last epoch, `(n,)`.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class ExactValidation(keras.callbacks.Callback):
     ) -> None:
         super().__init__()
         self._predict, self._labels, self._loss, self._recover = predict, labels, loss, recover
+        self.logits: Logits = np.empty(0)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Adds `val_loss`, every one of `binary_metrics`, and `val_largest_logit`, either way from 0."""
@@ -83,9 +87,19 @@ class ExactValidation(keras.callbacks.Callback):
         if not np.isfinite(logits).all():
             self._recover(f"The model's logits stopped being finite in epoch {epoch + 1}")
             logits = self._predict()
+        self.logits = logits
         metrics = validation_metrics(self._labels, logits, self._loss)
         logs.update({f"val_{name}": value for name, value in metrics.items()})
         logs["val_largest_logit"] = float(np.abs(logits).max())
+
+
+class LearningRate(keras.callbacks.Callback):
+    """Puts the learning rate into the logs, as it is at an epoch's end: `learning_rate`."""
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002
+        """Adds it."""
+        if logs is not None:
+            logs["learning_rate"] = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
 
 
 class BestModel(keras.callbacks.Callback):

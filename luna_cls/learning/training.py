@@ -33,6 +33,7 @@ from luna_cls.learning.callbacks import (
     ExactValidation,
     HistoryFile,
     JudgedModel,
+    LearningRate,
     LiveProgress,
     Paused,
     PlainLines,
@@ -41,10 +42,12 @@ from luna_cls.learning.callbacks import (
 from luna_cls.learning.checkpoints import Checkpoint
 from luna_cls.learning.distribution import Devices
 from luna_cls.learning.health import Course, TrainingHealth, diagnose_plan
+from luna_cls.learning.input_wait import InputWait
 from luna_cls.learning.losses import PerBatch, PerSample
 from luna_cls.learning.metrics import streaming_metrics
 from luna_cls.learning.optimizer import adamw
 from luna_cls.learning.precision import set_policy
+from luna_cls.learning.tensorboard import TensorBoardLog
 from luna_cls.settings import Settings
 
 MODEL = "model.keras"
@@ -139,6 +142,7 @@ class _Task:
         settings: Everything else.
         computing: On what.
         policy: Keras' dtype policy.
+        environment: What `runs.describe` says.
         model: The model that trains, compiled.
         judged: The model that is validated and kept.
         split: Which rows are for what.
@@ -147,6 +151,7 @@ class _Task:
         exact_loss: The same as it was given, for validation: a ramp moves the first one alone.
         metrics: Those that stream.
         shift: Added to the logits of the judged model, to mean natural prevalence.
+        wait: How long training waits for batches.
         validation: Batches of the validation cubes.
         labels: Their classes `(n,)`.
         no_skill: What always saying *no* would get on them.
@@ -156,6 +161,7 @@ class _Task:
     settings: Settings
     computing: Devices
     policy: str
+    environment: dict[str, Any]
     model: keras.Model
     judged: keras.Model
     split: Split
@@ -164,6 +170,7 @@ class _Task:
     exact_loss: PerSample | PerBatch
     metrics: list[keras.metrics.Metric]
     shift: float
+    wait: InputWait
     validation: tf.data.Dataset
     labels: NDArray[np.int64]
     no_skill: dict[str, float]
@@ -197,23 +204,24 @@ def _task(store: CubeStore, settings: Settings, computing: Devices) -> _Task:
         optimizer = adamw(settings.optimizer, training.epochs * plan.steps, training.ema)
         optimizer.build(model.trainable_variables)
         model.compile(optimizer, loss, metrics=metrics, jit_compile=models.jit_compile())
-    validation = ordered_batches(store, split.validation, training.batch_size)
     return _Task(
-        store,
-        settings,
-        computing,
-        policy,
-        model,
-        judged,
-        split,
-        plan,
-        loss,
-        exact_loss,
-        metrics,
-        shift,
-        validation,
-        labels,
-        no_skill,
+        store=store,
+        settings=settings,
+        computing=computing,
+        policy=policy,
+        environment=runs.describe(store, settings, policy, plan),
+        model=model,
+        judged=judged,
+        split=split,
+        plan=plan,
+        loss=loss,
+        exact_loss=exact_loss,
+        metrics=metrics,
+        shift=shift,
+        wait=InputWait(),
+        validation=ordered_batches(store, split.validation, training.batch_size),
+        labels=labels,
+        no_skill=no_skill,
     )
 
 
@@ -236,18 +244,36 @@ def _callbacks(
     health = TrainingHealth(say, task.judged, course, before)
     judging = JudgedModel(task.judged, health)
     best = BestModel(task.judged, folder / MODEL, training.monitor, training.patience, task.shift)
+    exact = ExactValidation(logits, task.labels, task.exact_loss, health.restore)
     history = HistoryFile(folder / "history.csv")
+    about = {
+        "about": "\n\n".join(_opening(task, start)),
+        "environment": f"```\n{json.dumps(task.environment, indent=2)}\n```",
+    }
     return (
         health,
         best,
         [
             *([AmplificationRamp(task.loss)] if isinstance(task.loss, losses.AnyLoss) else []),
             judging,
-            ExactValidation(logits, task.labels, task.exact_loss, health.restore),
+            exact,
             health,
+            LearningRate(),
             best,
             history,
-            keras.callbacks.TensorBoard(folder / "tensorboard", histogram_freq=1, write_graph=False),
+            TensorBoardLog(
+                folder / "tensorboard",
+                task.settings,
+                about,
+                task.store,
+                task.split.validation,
+                exact,
+                health,
+                best,
+                history,
+                task.wait,
+                plan.batch_size,
+            ),
             PlainLines(say, training.epochs, plan.batch_size),
             *([LiveProgress(show, training.epochs, plan.steps, plan.batch_size)] if show else []),
             Checkpointing(
@@ -285,8 +311,7 @@ def _entered(
             stack.enter_context(kept_until_done(run, lambda: any((run / runs.CHECKPOINTS).glob("*.npz"))))
             run.mkdir(parents=True)
         stack.enter_context(runs.alone(run))
-        environment = runs.describe(task.store, task.settings, task.policy, task.plan)
-        start = runs.open_run(run, task.settings, environment, say)
+        start = runs.open_run(run, task.settings, task.environment, say)
         task.computing.wait()
         yield run, start
 
@@ -320,7 +345,7 @@ def _fit(task: _Task, start: Checkpoint | None, callbacks: list[keras.callbacks.
             )
             with computing.fitting():
                 task.model.fit(
-                    batches,
+                    task.wait.measured(batches),
                     initial_epoch=epochs.start,
                     epochs=epochs.stop,
                     steps_per_epoch=plan.steps - skipped_steps,
