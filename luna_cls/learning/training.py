@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -356,6 +358,8 @@ def _fit(task: _Task, start: Checkpoint | None, callbacks: list[keras.callbacks.
             if task.model.stop_training:
                 break
     except tf.errors.ResourceExhaustedError as error:
+        if "space left" in str(error):  # TensorFlow's way to say that a disk is full
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
         raise InputError(
             f"The device has too little memory for batches of {training.batch_size}. "
             "Lower training.batch_size."
