@@ -1,0 +1,159 @@
+"""The networks side by side: size, speed, and what each makes of the demo's phantom.
+
+python benchmarks/models.py [--batch 64] [--rounds 5] [--steps 3]
+python benchmarks/models.py phantom OUT
+
+The first prints parameters, floating-point operations a cube (two for each multiplication and addition of
+convolutions and dense layers), and cubes/s of training and inference; the networks take turns. The second
+makes the demo's phantom in OUT, trains each network, as slim as the demo's own, for as many steps, and prints
+average precision and CPM on its test scans, and the seconds of training. OUT/phantom and OUT/store, where
+they are there, are used again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from pathlib import Path
+
+from luna_cls.startup import load_tensorflow_quietly
+
+load_tensorflow_quietly()
+
+import keras
+import numpy as np
+
+from luna_cls import demo
+from luna_cls.cubes.preparation import prepare
+from luna_cls.cubes.store import CubeFormat, CubeStore
+from luna_cls.inference.predictor import predict
+from luna_cls.judging.evaluation import evaluate_submission
+from luna_cls.learning import losses, models
+from luna_cls.learning.optimizer import adamw
+from luna_cls.learning.precision import set_policy
+from luna_cls.learning.training import train
+from luna_cls.scans.luna16 import LunaTree, find_csv
+from luna_cls.scans.phantom import write_phantom
+from luna_cls.settings import ModelSettings, OptimizerSettings, load_settings
+
+MARGIN_VOX = 5  # what the contextual network reads beyond the others
+
+SLIM = {
+    "seed_cnn": {"filters": [8, 16, 32, 64], "dense_units": 128},
+    "resnet": {"filters": [8, 16, 32, 64]},
+    "contextual": {"filters": [8, 16, 32], "dense_units": 64},
+}
+
+
+def operations(model: keras.Model) -> int:
+    """Floating-point operations of convolutions and dense layers for one cube."""
+    total = 0
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Conv3D | keras.layers.Dense):
+            places = math.prod(layer.output.shape[1:-1])
+            total += 2 * places * math.prod(layer.kernel.shape)
+    return total
+
+
+def speeds(batch: int, rounds: int, steps: int) -> dict[str, tuple[float, float]]:
+    """Median cubes/s of training and of inference, by model."""
+    generator, nets, rates = np.random.default_rng(0), {}, {}
+    for name in models.MODELS:
+        net = models.get(name)
+        net.compile(adamw(OptimizerSettings(), 1000), losses.get("bce"), jit_compile=models.jit_compile())
+        cubes = generator.integers(-1000, 400, (batch, *net.input_shape[1:]), np.int16)
+        labels = generator.integers(0, 2, (batch, 1)).astype("float32")
+        nets[name] = (
+            lambda net=net, cubes=cubes, labels=labels: net.train_on_batch(cubes, labels),
+            lambda net=net, cubes=cubes: net.predict_on_batch(cubes),
+        )
+        rates[name] = ([], [])
+        for work in nets[name]:
+            work()
+    for _ in range(rounds):
+        for name, works in nets.items():
+            for work, seen in zip(works, rates[name], strict=True):
+                start = time.perf_counter()
+                for _ in range(steps):
+                    work()
+                seen.append(steps * batch / (time.perf_counter() - start))
+    return {name: tuple(float(np.median(seen)) for seen in pair) for name, pair in rates.items()}
+
+
+def compare_sizes(batch: int, rounds: int, steps: int) -> None:
+    """Prints what each network is and how fast."""
+    policy = set_policy("auto")
+    print(f"batches of {batch}, {policy}")
+    print("| network | cube, voxels | parameters | GFLOP a cube | training, cubes/s | inference, cubes/s |")
+    print("|---|--:|--:|--:|--:|--:|")
+    measured = speeds(batch, rounds, steps)
+    for name, (training, inference) in measured.items():
+        net = models.get(name)
+        print(
+            f"| `{name}` | {net.input_shape[1]} | {net.count_params():,} | {operations(net) / 1e9:.2f} "
+            f"| {training:.0f} | {inference:.0f} |"
+        )
+
+
+def compare_on_phantom(out: Path) -> None:
+    """Prints what each network makes of the demo's phantom."""
+    if not (out / "phantom" / "annotations.csv").is_file():
+        write_phantom(
+            out / "phantom",
+            demo.NUM_SCANS,
+            demo.SEED,
+            num_nodules=demo.NUM_NODULES,
+            imbalance=demo.IMBALANCE,
+        )
+    tree = LunaTree.open(out / "phantom")
+    if not (out / "store").is_dir():
+        prepare(tree, tree.candidates(), out / "store", CubeFormat(margin_vox=MARGIN_VOX))
+    store = CubeStore.open(out / "store")
+    settings = load_settings("demo")
+    is_test = store.candidates["fold"].isin(settings.split.test_folds)
+    scans = [tree.scan_paths[uid] for uid in sorted(store.candidates["seriesuid"][is_test].unique())]
+    print("| network | parameters | seconds of training | average precision | CPM |")
+    print("|---|--:|--:|--:|--:|")
+    for name, parameters in SLIM.items():
+        own = ModelSettings(name=name, dropout=0.4, normalization_momentum=0.9, **parameters)
+        start = time.perf_counter()
+        train(store, settings.model_copy(update={"model": own}), out / name, force=True, say=lambda _: None)
+        seconds = time.perf_counter() - start
+        findings = out / f"{name}_findings"
+        candidates = find_csv(tree.root, "candidates_V2.csv")
+        predict(out / name / "model.keras", scans, candidates, findings, force=True)
+        scores = evaluate_submission(
+            findings / "findings.csv",
+            find_csv(tree.root, "annotations.csv"),
+            out / f"{name}_scores",
+            series_uids=findings / "seriesuids.csv",
+            force=True,
+        )
+        count = models.load(out / name / "model.keras").count_params()
+        print(
+            f"| `{name}` | {count:,} | {seconds:.0f} | {scores['metrics']['average_precision']:.3f} "
+            f"| {scores['froc']['cpm']:.3f} |",
+            flush=True,
+        )
+
+
+def main() -> None:
+    """Reads the options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("what", nargs="?", choices=["phantom"])
+    parser.add_argument("out", nargs="?", type=Path)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=3)
+    options = parser.parse_args()
+    if options.what is None:
+        compare_sizes(options.batch, options.rounds, options.steps)
+    elif options.out is None:
+        parser.error("phantom takes the folder to make")
+    else:
+        compare_on_phantom(options.out)
+
+
+if __name__ == "__main__":
+    main()
