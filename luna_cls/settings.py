@@ -15,6 +15,8 @@ from luna_cls.errors import InputError
 
 Fold = Annotated[int, Field(ge=0, le=9)]
 
+_NAMES = ("model.name=", "loss.name=")
+
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -163,7 +165,9 @@ def recipe_names() -> list[str]:
 
 
 def load_settings(recipe: str = "seed", overrides: Iterable[str] = ()) -> Settings:
-    """Reads a recipe and applies `a.b=c` overrides, in order.
+    """Reads a recipe and applies `a.b=c` overrides, in order, but names first.
+
+    Where another model or loss is named, the recipe's parameters of its own are left behind.
 
     Args:
         recipe: A recipe's name, or the path of a TOML file.
@@ -173,7 +177,7 @@ def load_settings(recipe: str = "seed", overrides: Iterable[str] = ()) -> Settin
         InputError: If the recipe is unknown, or a key or value is wrong; lists the right keys.
     """
     tree = _read_recipe(recipe)
-    for override in overrides:
+    for override in sorted(overrides, key=lambda override: not override.startswith(_NAMES)):
         path, equals, text = override.partition("=")
         keys = path.strip().split(".")
         if not equals or not all(keys):
@@ -183,7 +187,10 @@ def load_settings(recipe: str = "seed", overrides: Iterable[str] = ()) -> Settin
             branch = branch.setdefault(key, {})
             if not isinstance(branch, dict):
                 raise InputError(f"--set {path}: '{key}' has nothing below it. Received: '{override}'.")
-        branch[keys[-1]] = _parse_value(text.strip())
+        value = _parse_value(text.strip())
+        if override.startswith(_NAMES) and branch.get("name", value) != value:
+            branch.clear()
+        branch[keys[-1]] = value
     try:
         return Settings.model_validate(tree)
     except ValidationError as error:

@@ -195,6 +195,17 @@ def test_wrong_recipes_are_refused(tmp_path, content, message):
     assert "\n" not in str(refusal.value)
 
 
+def test_another_name_leaves_the_recipe_s_parameters_behind():
+    """512 dense units are the seed CNN's; what is set beside the new name stays, in whatever order."""
+    overrides = ["model.blocks=2", "model.name=resnet", "loss.gamma=5", "loss.name=focal"]
+
+    settings = load_settings("seed", overrides)
+
+    assert (settings.model.name, settings.model.parameters) == ("resnet", {"blocks": 2})
+    assert (settings.loss.name, settings.loss.parameters) == ("focal", {"gamma": 5})
+    assert load_settings("seed", ["model.name=seed_cnn"]) == load_settings("seed")
+
+
 def test_an_empty_recipe_gives_the_defaults(tmp_path):
     """What a recipe does not say has its default."""
     (tmp_path / "empty.toml").write_text("")
