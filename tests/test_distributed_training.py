@@ -110,7 +110,7 @@ def test_two_logical_devices_end_where_one_does(small_store, tmp_path, run_cli):
 def test_two_processes_end_where_one_does(small_store, tmp_path):
     """JAX, multihost: after 8 steps both have the same bits, and no weight is 1e-5 from one process's.
 
-    Dropout and its luck included. The first writes the run and prints what it has to say; the other does neither.
+    Dropout and its luck included. The first writes the run and prints the results; the other neither.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
