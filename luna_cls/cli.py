@@ -351,13 +351,13 @@ def crossval(
 def _show_crossval(out: Path, result: dict[str, Any]) -> int:
     from luna_cls.reports.terminal import print_folds, print_froc, print_metrics
 
-    pooled, missing = result["pooled_folds"], ", ".join(map(str, result["missing_folds"]))
+    pooled, missing = len(result["pooled_folds"]), ", ".join(map(str, result["missing_folds"]))
+    count = f"{pooled} of {pooled + len(result['missing_folds'])}" if missing else f"all {pooled}"
     froc = result.get("froc")
     print_folds(_out, result)
-    title = f"{len(pooled)} folds, each by a model that has not seen it"
     print_metrics(
         _out,
-        f"{title}; without fold {missing}, which failed" if missing else title,
+        f"{count} folds, each by a model that has not seen it" + (f"; {missing} failed" if missing else ""),
         result["metrics"],
         result["no_skill"],
         froc["cpm"] if froc else None,
@@ -367,7 +367,7 @@ def _show_crossval(out: Path, result: dict[str, Any]) -> int:
         for warning in result["warnings"]:
             _say(f"Warning: {warning}")
     elif missing:
-        _say(f"No CPM: fold {missing} is missing, and its nodules with it.")
+        _say(f"No CPM: folds {missing} are missing, and their nodules with them.")
     else:
         submission, uids, scores = (
             shlex.quote(str(out / name)) for name in ("predictions.csv", "seriesuids.csv", "evaluation")
@@ -381,7 +381,7 @@ def _show_crossval(out: Path, result: dict[str, Any]) -> int:
         return DONE
     for fold, status, reason in result["failures"]:
         _say(f"fold {fold}: {status}: {reason}")
-    again = " --resume tries those that failed again." if missing else ""
+    again = " The same command with --resume tries what failed again." if missing else ""
     _say(f"luna-cls: not all folds went well; {out / 'failures.csv'} says which and why.{again}")
     return SOME_FAILED
 

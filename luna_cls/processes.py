@@ -85,20 +85,20 @@ class Share:
 
     Args:
         cores: Their numbers; every share has as many, so that results do not depend on which it is.
-        gpu: One GPU, as CUDA_VISIBLE_DEVICES names it; None where there is none.
-        is_crowded: Whether other processes use that GPU, too.
+        gpus: As CUDA_VISIBLE_DEVICES names them.
+        is_crowded: Whether other processes use them, too.
     """
 
     cores: tuple[int, ...]
-    gpu: str | None = None
+    gpus: tuple[str, ...] = ()
     is_crowded: bool = False
 
     def take(self) -> None:
         """Keeps this process to its share, before it loads what looks for cores and GPUs."""
         if self.cores:
             os.sched_setaffinity(0, self.cores)
-        if self.gpu is not None:
-            os.environ["CUDA_VISIBLE_DEVICES"] = self.gpu
+        if self.gpus:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus)
         if self.is_crowded:
             os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 
@@ -111,7 +111,7 @@ def shares(count: int) -> list[Share]:
     return [
         Share(
             tuple(cores[(index * each + place) % len(cores)] for place in range(each) if cores),
-            gpus[index % len(gpus)] if gpus else None,
+            tuple(gpus[index::count] or gpus[index % len(gpus) :][:1] if gpus else ()),
             is_crowded=0 < len(gpus) < count,
         )
         for index in range(count)

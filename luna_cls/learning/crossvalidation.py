@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import threading
-from collections.abc import Callable, Generator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -154,24 +155,19 @@ def crossvalidate(
         if not is_begun:
             # Once a model has begun to learn, it is worth more than what was there before.
             stack.enter_context(kept_until_done(out, lambda: _has_checkpoints(out)))
-            _begin(out, store, settings, folds)
+            stack.enter_context(_begun(out, store, settings, folds))
         taken = f"Another crossval is at work in {out}. Let it end, or stop it, before you go on with it."
         stack.enter_context(alone_in(out, taken))
         go_on = f"luna-cls crossval {quote(str(store.path))} {quote(str(out))} --resume"
         outcomes: dict[int, Outcome] = {}
         for fold, outcome in _run_all(store, folds, out, workers, dask, asked_to_stop, go_on, say):
             outcomes[fold.test] = outcome
-            if outcome.reason:
+            if outcome.reason and _has_checkpoints(out):  # else it may be one fault of all folds: said once
                 say(f"fold {fold.test}: failed: {outcome.reason}")
         if asked_to_stop() and not all(map(_is_scored, folds)):
             say(f"Asked to stop. {go_on} goes on from there.")
             return None
-        try:
-            return _pool(store, folds, outcomes, out, annotations, excluded)
-        except InputError:
-            if not is_begun and not _has_checkpoints(out):
-                clear(out)
-            raise
+        return _pool(store, folds, outcomes, out, annotations, excluded)
 
 
 def plan_folds(store: CubeStore, settings: Settings, out: Path) -> list[Fold]:
@@ -251,7 +247,9 @@ def _check_cubes(about: Path, store: CubeStore, advice: str) -> None:
         )
 
 
-def _begin(out: Path, store: CubeStore, settings: Settings, folds: Sequence[Fold]) -> None:
+@contextmanager
+def _begun(out: Path, store: CubeStore, settings: Settings, folds: Sequence[Fold]) -> Iterator[None]:
+    """Makes the folder; takes it back if the block fails before a model has begun to learn."""
     about = {
         "store": {"checksum": store.checksum, "rows": len(store.candidates)},
         "folds": [
@@ -263,6 +261,12 @@ def _begin(out: Path, store: CubeStore, settings: Settings, folds: Sequence[Fold
         write_text(folder / SETTINGS, settings.to_toml())
         write_text(folder / SERIES_UIDS, "".join(f"{uid}\n" for uid in store.series_uids))
         write_json(folder / ABOUT, about)
+    try:
+        yield
+    except BaseException:
+        if not _has_checkpoints(out):
+            clear(out)
+        raise
 
 
 def _has_checkpoints(out: Path) -> bool:
@@ -321,6 +325,7 @@ def _run(job: _Job, asked_to_stop: Callable[[], bool], say: Callable[[str], None
 def _train_and_score(job: _Job, asked_to_stop: Callable[[], bool], say: Callable[[str], None]) -> bool:
     """Whether the fold has been scored; if not, it was asked to stop."""
     load_tensorflow_quietly()
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of more than a few models in a process
     from luna_cls.cubes.batches import ordered_batches
     from luna_cls.learning import models
     from luna_cls.learning.training import predictions_table, train
@@ -447,7 +452,7 @@ def _predictions(store: CubeStore, fold: Fold) -> pd.DataFrame:
     rows = store.candidates.iloc[split.test]
     path = fold.run / TEST_PREDICTIONS
     try:
-        table = pd.read_csv(path, dtype={"seriesuid": str}, float_precision="round_trip")
+        table = pd.read_csv(path, dtype={"seriesuid": str})
         points = [name for name in table.columns if name in rows.columns]
         is_same = len(points) == 5 and table[points].to_numpy().tolist() == rows[points].to_numpy().tolist()
         is_sound = is_same and bool(np.isfinite(table["logit"].to_numpy(float)).all())
