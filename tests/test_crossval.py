@@ -3,10 +3,6 @@
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from contextlib import ExitStack
 
 import numpy as np
@@ -178,24 +174,33 @@ class _StopAfter:
         return self.left < 0
 
 
-def test_paused_and_gone_on_with_it_ends_the_same(crossed, store, annotations, tmp_path):
-    """Stopped in the second fold, it says how to go on; the first is then left as it is; same bytes."""
-    out, lines = tmp_path / "out", []
-    looks = _StopAfter(1 + 3 * 2 + 1 + 1)  # before a fold, after each of its 6 steps; then one step more
+def _forget(out, *folds):
+    """Takes the folder back to where these folds were not begun."""
+    for fold in folds:
+        shutil.rmtree(out / f"fold{fold}")
+    for name in ("predictions.csv", "metrics.json", "failures.csv"):
+        (out / name).unlink()
 
-    paused = crossvalidate(store, _settings(), out, asked_to_stop=looks, say=lines.append)
-    before = sorted(path.name for path in out.iterdir())
-    first = (out / "fold0" / "test_predictions.csv").stat().st_mtime_ns
-    crossvalidate(store, _settings(), out, resume=True, annotations=annotations, say=lines.append)
 
-    go_on = f"luna-cls crossval {store.path} {out} --resume goes on from there."
+def test_paused_and_gone_on_with_it_ends_the_same(crossed, copy, store):
+    """Stopped in a fold, it says how to go on; then the others are left as they are; same bytes."""
+    _forget(copy, 1)
+    lines, others = [], [copy / f"fold{fold}" / "test_predictions.csv" for fold in (0, 2)]
+    looks = _StopAfter(1 + 1)  # before the fold, and after its first step
+
+    paused = crossvalidate(store, _settings(), copy, resume=True, asked_to_stop=looks, say=lines.append)
+    has_metrics = (copy / "metrics.json").exists()
+    before = [path.stat().st_mtime_ns for path in others]
+    crossvalidate(store, _settings(), copy, resume=True, say=lines.append)
+
+    go_on = f"luna-cls crossval {store.path} {copy} --resume goes on from there."
     assert paused is None
+    assert not has_metrics
     assert f"fold 1: Asked to stop: saved after step 2 of 3 in epoch 1. {go_on}" in lines
     assert f"Asked to stop. {go_on}" in lines
-    assert before == ["crossval.json", "fold0", "fold1", "seriesuids.csv", "settings.toml"]
-    assert "fold 0: finished already" in lines
-    assert (out / "fold0" / "test_predictions.csv").stat().st_mtime_ns == first
-    assert _results(out) == _results(crossed[0])
+    assert lines[:2] == ["fold 0: finished already", "fold 2: finished already"]
+    assert [path.stat().st_mtime_ns for path in others] == before
+    assert _results(copy) == _results(crossed[0])
 
 
 def test_a_fold_that_fails_stops_no_other(crossed, copy, store, annotations, monkeypatch):
@@ -366,48 +371,40 @@ def test_annotations_of_other_scans_are_refused_before_the_training(store, annot
 
 
 @pytest.mark.slow
-def test_two_workers_stopped_and_gone_on_with_end_the_same(store, annotations, tmp_path, run_cli):
-    """SIGTERM to two processes at work: status 0; then the bytes of one process with a share of cores."""
-    whole, out = tmp_path / "whole", tmp_path / "out"
-    told = ["crossval", store.path, out, *_options(), "--workers", 2]
+def test_with_two_workers_each_fold_is_what_train_makes(store, tmp_path, run_cli):
+    """Status 0, the path, how to get the CPM; and fold 0 has the bytes of train with as many cores."""
+    run, out = tmp_path / "run", tmp_path / "out"
 
     def take_a_share():
         os.sched_setaffinity(0, shares(2)[0].cores)
 
-    alone = run_cli("crossval", store.path, whole, *_options(), preexec_fn=take_a_share)
-    command = [sys.executable, "-m", "luna_cls", *map(str, told)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        limit = time.monotonic() + 120
-        while not list(out.glob("fold*/checkpoint/*.npz")) and time.monotonic() < limit:
-            time.sleep(0.01)
-        process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=120)
-    was_done = (out / "metrics.json").exists()
-    ended = run_cli("crossval", store.path, out, "--resume", "--workers", 2, "--annotations", annotations)
+    turn = ("--val-folds", TURNS[0], "--set", "split.test_folds=[0]")
+    trained = run_cli("train", store.path, run, *_options(), *turn, preexec_fn=take_a_share)
+    done = run_cli("crossval", store.path, out, *_options(), "--workers", 2)
 
-    assert alone.returncode == 0, alone.stderr
-    assert process.returncode == 0, said
-    assert not was_done
-    assert said.rstrip().endswith(f"luna-cls crossval {store.path} {out} --resume goes on from there.")
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.endswith(f"{out}\n")
-    assert "CPM" in ended.stdout
-    assert "For FROC and CPM: luna-cls evaluate" in alone.stderr
-    assert _results(out) == _results(whole)
+    assert trained.returncode == 0, trained.stderr
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith(f"{out}\n")
+    assert "For FROC and CPM: luna-cls evaluate" in done.stderr
+    assert {line[:8] for line in done.stderr.splitlines()[:-1]} == {"fold 0: ", "fold 1: ", "fold 2: "}
+    assert len(pd.read_csv(out / "predictions.csv")) == 30
+    for name in ("history.csv", "validation_predictions.csv", "metrics.json", "settings.toml"):
+        assert (out / "fold0" / name).read_bytes() == (run / name).read_bytes()
 
 
 @pytest.mark.slow
-def test_a_cluster_gives_the_same_bytes(crossed, store, tmp_path):
-    """A Dask worker of two threads, which would mix two folds' seeds, trains them one after the other."""
+def test_a_cluster_gives_the_same_bytes(crossed, copy, store, tmp_path):
+    """A Dask worker, whose threads draw random numbers of their own, trains a fold to the same bytes."""
+    _forget(copy, 1)
     worker = "distributed.cli.dask_worker", "--nworkers", "1", "--nthreads", "2"
+    lines = []
     with ExitStack() as stack:
         stack.enter_context(_running(*SCHEDULER, folder=tmp_path))
         stack.enter_context(_running(*worker, folder=tmp_path))
         address = _address(tmp_path)
         with Client(address, set_as_default=False) as client:
             client.wait_for_workers(1, timeout=60)
-        lines = []
-        crossvalidate(store, _settings(), tmp_path / "out", dask=address, say=lines.append)
+        crossvalidate(store, _settings(), copy, dask=address, resume=True, say=lines.append)
 
-    assert sorted(lines) == ["fold 0: done", "fold 1: done", "fold 2: done"]
-    assert _results(tmp_path / "out") == _results(crossed[0])
+    assert sorted(lines) == ["fold 0: finished already", "fold 1: done", "fold 2: finished already"]
+    assert _results(copy) == _results(crossed[0])

@@ -4,7 +4,9 @@ import os
 import signal
 import time
 
-from luna_cls.processes import run_apart, shares
+import pytest
+
+from luna_cls.processes import run_apart, shares, termination_watched
 
 
 def _what_it_has(job, asked_to_stop):
@@ -70,3 +72,24 @@ def test_who_is_asked_to_stop_asks_those_at_work(tmp_path):
 
     assert ended == {jobs[0]: True, jobs[1]: True}
     assert not jobs[2].exists()
+
+
+def test_ctrl_c_asks_at_first_and_interrupts_at_the_end():
+    """What is at work sees that it is asked, finishes, and then the interrupt comes; a second comes at once."""
+    asked = []
+
+    def work(interrupts):
+        with termination_watched(interrupts=True) as asked_to_stop:
+            asked.append(asked_to_stop())
+            for _ in range(interrupts):
+                os.kill(os.getpid(), signal.SIGINT)
+                asked.append(asked_to_stop())
+            asked.append("end")
+
+    with pytest.raises(KeyboardInterrupt):
+        work(1)
+    with pytest.raises(KeyboardInterrupt):
+        work(2)
+
+    assert asked == [False, True, "end", False, True]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

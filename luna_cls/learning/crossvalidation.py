@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -54,7 +55,7 @@ FAILED, DIVERGED, ONE_CLASS = "failed", "diverged", "one_class"
 
 _PAUSE = ".pause"
 _COUNTS = ("tp", "fp", "tn", "fn")
-_ONE_AT_A_TIME = threading.Lock()  # Keras' seeds and policy are the process's; a Dask worker has many threads
+_ONE_AT_A_TIME = threading.Lock()  # a fold takes all of a Dask worker, however many threads it has
 
 
 @dataclass(frozen=True)
@@ -298,16 +299,20 @@ def _run_all(
         yield from _run_on_cluster(jobs, dask, out.absolute(), asked_to_stop, say)
     elif workers is not None:
         for job, outcome in run_apart(_run_apart, jobs, workers, asked_to_stop):
-            lost = Outcome(is_paused=True) if asked_to_stop() else Outcome(reason=_KILLED)
-            yield job.fold, outcome or lost
+            yield job.fold, outcome or _lost(asked_to_stop)
     else:
         for job in jobs:
             yield job.fold, _run(job, asked_to_stop, say)
 
 
-_KILLED = (
-    "Its process was killed, most likely for want of memory. Go on with --resume, and with fewer --workers."
-)
+def _lost(asked_to_stop: Callable[[], bool]) -> Outcome:
+    """Of a fold whose process was killed."""
+    if asked_to_stop():
+        return Outcome(is_paused=True)
+    return Outcome(
+        reason="Its process was killed, most likely for want of memory. Go on with --resume, and with fewer "
+        "--workers."
+    )
 
 
 def _run(job: _Job, asked_to_stop: Callable[[], bool], say: Callable[[str], None]) -> Outcome:
@@ -357,8 +362,14 @@ def _run_apart(job: _Job, asked_to_stop: Callable[[], bool]) -> Outcome:
 
 
 def _run_on_worker(job: _Job) -> tuple[Fold, Outcome]:
+    """In a process of its own: Dask's threads draw random numbers, and would spoil the fold's seed."""
+    is_to_pause = (job.fold.run.parent / _PAUSE).exists
+    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # may have a child
     with _ONE_AT_A_TIME:
-        return job.fold, _run(job, (job.fold.run.parent / _PAUSE).exists, _say_on_stderr)
+        if is_to_pause():
+            return job.fold, Outcome(is_paused=True)
+        ((_, outcome),) = run_apart(_run_apart, [job], 1, is_to_pause)
+        return job.fold, outcome or _lost(is_to_pause)
 
 
 def _say_on_stderr(line: str) -> None:
