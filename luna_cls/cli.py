@@ -9,10 +9,11 @@ from __future__ import annotations
 import functools
 import math
 import re
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec
 
 import typer
 from rich.console import Console
@@ -20,6 +21,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from luna_cls import __version__
 from luna_cls.errors import InputError
+
+if TYPE_CHECKING:
+    from luna_cls.settings import Settings
 
 DONE, WRONG_INPUT, SOME_FAILED, INTERRUPTED = 0, 1, 3, 130
 
@@ -37,6 +41,11 @@ Params = ParamSpec("Params")
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 Workers = Annotated[int | None, typer.Option(help="Worker processes.", show_default="one per core")]
 Margin = Annotated[int, typer.Option(help="Voxels kept around each cube, to shift and turn it within.")]
+Recipe = Annotated[str | None, typer.Option(help="A recipe's name, or a TOML file.", show_default="seed")]
+Loss = Annotated[str | None, typer.Option(help="Short for --set loss.name=NAME.")]
+Changes = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a setting; may be repeated.")
+]
 CubeType = Annotated[Literal["int16", "uint8"], typer.Option(help="int16: HU. uint8: half the room.")]
 
 
@@ -240,16 +249,12 @@ def prepare(
 def train(
     store: Annotated[Path, typer.Argument(help="A cube store, as prepare makes it.")],
     run: Annotated[Path, typer.Argument(help="The run folder to make.")],
-    recipe: Annotated[
-        str | None, typer.Option(help="A recipe's name, or a TOML file.", show_default="seed")
-    ] = None,
-    loss: Annotated[str | None, typer.Option(help="Short for --set loss.name=NAME.")] = None,
+    recipe: Recipe = None,
+    loss: Loss = None,
     val_folds: Annotated[
         str | None, typer.Option(help="Folds to validate on, as 9 or 8,9.", show_default="the recipe's")
     ] = None,
-    setting: Annotated[
-        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a setting; may be repeated.")
-    ] = None,
+    setting: Changes = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with RUN, if it was begun.")] = False,
     force: Force = False,
 ) -> int:
@@ -257,20 +262,14 @@ def train(
     from luna_cls.cubes.store import CubeStore
     from luna_cls.processes import termination_watched
     from luna_cls.reports.terminal import print_metrics
-    from luna_cls.settings import load_settings
     from luna_cls.startup import load_tensorflow_quietly
 
-    overrides = list(setting or [])
-    if loss is not None:
-        overrides.append(f'loss.name="{loss}"')
+    overrides = _overrides(setting, loss)
     if val_folds is not None:
         if not re.fullmatch(r"\d(,\d)*", val_folds):
             raise InputError(f"--val-folds takes folds from 0 to 9, as 9 or 8,9. Received: '{val_folds}'.")
         overrides.append(f"split.validation_folds=[{val_folds}]")
-    if resume and force:
-        raise InputError("--resume goes on with a run, --force starts it over: give one of them.")
-    is_as_before = resume and recipe is None and not overrides and (run / "settings.toml").is_file()
-    settings = load_settings(str(run / "settings.toml") if is_as_before else recipe or "seed", overrides)
+    settings = _settings(run, recipe, overrides, resume=resume, force=force)
     opened = CubeStore.open(store)
     with termination_watched() as asked_to_stop:
         load_tensorflow_quietly()
@@ -297,6 +296,119 @@ def train(
     )
     _print_path(run)
     return DONE if result["diverged_in"] is None else SOME_FAILED
+
+
+@_command
+def crossval(
+    store: Annotated[Path, typer.Argument(help="A cube store, as prepare makes it.")],
+    out: Annotated[Path, typer.Argument(help="The folder to make.")],
+    recipe: Recipe = None,
+    loss: Loss = None,
+    setting: Changes = None,
+    annotations: Annotated[
+        Path | None, typer.Option(help="CSV of the nodules, with diameter_mm, for FROC and CPM.")
+    ] = None,
+    excluded: Annotated[Path | None, typer.Option(help="CSV of findings to ignore.")] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Folds at a time, each a process with a GPU and a share of the cores.",
+            show_default="one after the other",
+        ),
+    ] = None,
+    dask: Annotated[
+        str | None, typer.Option(help="A Dask scheduler, as tcp://HOST:8786, whose workers do the work.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with OUT, if it was begun.")] = False,
+    force: Force = False,
+) -> int:
+    """Test on every fold in turn with a model that has not seen it, and pool them all.
+
+    Of the other folds, the next one chooses the epoch whose model is kept; the
+    rest train. (LUNA16 says nothing of that choice, and trains on all nine: but a
+    score on the fold that chose would flatter.) Each model begins with weights of
+    its own: fold K with the recipe's seed + K. Killed or stopped at any moment,
+    --resume goes on.
+    """
+    from luna_cls.cubes.store import CubeStore
+    from luna_cls.learning.crossvalidation import crossvalidate
+    from luna_cls.processes import termination_watched
+
+    overrides = _overrides(setting, loss)
+    if any(override.startswith("split.") for override in overrides):
+        raise InputError("crossval tests on every fold in turn: leave --set split... off, or use train.")
+    settings = _settings(out, recipe, overrides, resume=resume, force=force)
+    opened = CubeStore.open(store)
+    with termination_watched(interrupts=True) as asked_to_stop:
+        result = crossvalidate(
+            opened,
+            settings,
+            out,
+            annotations=annotations,
+            excluded=excluded,
+            workers=workers,
+            dask=dask,
+            force=force,
+            resume=resume,
+            asked_to_stop=asked_to_stop,
+            say=_say,
+        )
+    return DONE if result is None else _show_crossval(out, result)
+
+
+def _show_crossval(out: Path, result: dict[str, Any]) -> int:
+    from luna_cls.reports.terminal import print_folds, print_froc, print_metrics
+
+    pooled, missing = len(result["pooled_folds"]), ", ".join(map(str, result["missing_folds"]))
+    count = f"{pooled} of {pooled + len(result['missing_folds'])}" if missing else f"all {pooled}"
+    froc = result.get("froc")
+    print_folds(_out, result)
+    print_metrics(
+        _out,
+        f"{count} folds, each by a model that has not seen it" + (f"; {missing} failed" if missing else ""),
+        result["metrics"],
+        result["no_skill"],
+        froc["cpm"] if froc else None,
+    )
+    if froc:
+        print_froc(_out, froc)
+        for warning in result["warnings"]:
+            _say(f"Warning: {warning}")
+    elif missing:
+        _say(f"No CPM: folds {missing} are missing, and their nodules with them.")
+    else:
+        submission, uids, scores = (
+            shlex.quote(str(out / name)) for name in ("predictions.csv", "seriesuids.csv", "evaluation")
+        )
+        _say(
+            f"For FROC and CPM: luna-cls evaluate {submission} --annotations ANNOTATIONS.csv "
+            f"--excluded ANNOTATIONS_EXCLUDED.csv --seriesuids {uids} --out {scores}"
+        )
+    _print_path(out)
+    if not result["failures"]:
+        return DONE
+    for fold, status, reason in result["failures"]:
+        _say(f"fold {fold}: {status}: {reason}")
+    again = " The same command with --resume tries what failed again." if missing else ""
+    _say(f"luna-cls: not all folds went well; {out / 'failures.csv'} says which and why.{again}")
+    return SOME_FAILED
+
+
+def _overrides(setting: list[str] | None, loss: str | None) -> list[str]:
+    return [*(setting or []), *([] if loss is None else [f'loss.name="{loss}"'])]
+
+
+def _settings(
+    folder: Path, recipe: str | None, overrides: list[str], *, resume: bool, force: bool
+) -> Settings:
+    """What a command was told; told nothing but to go on, what the folder was begun with."""
+    from luna_cls.settings import load_settings
+
+    if resume and force:
+        raise InputError("--resume goes on with a run, --force starts it over: give one of them.")
+    own = folder / "settings.toml"
+    is_as_before = resume and recipe is None and not overrides and own.is_file()
+    return load_settings(str(own) if is_as_before else recipe or "seed", overrides)
 
 
 @_command

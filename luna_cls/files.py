@@ -177,6 +177,25 @@ def one_at_a_time(handle: int, taken: str) -> Iterator[None]:
     yield
 
 
+@contextmanager
+def alone_in(folder: Path, taken: str) -> Iterator[None]:
+    """Keeps every other process that asks for it out of a folder in the block.
+
+    Args:
+        folder: It is there.
+        taken: What to say if another process is in.
+
+    Raises:
+        InputError: If so.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with one_at_a_time(handle, taken):
+            yield
+    finally:
+        os.close(handle)
+
+
 def require_new(path: Path, *, force: bool, sign: str, inputs: Iterable[Path] = ()) -> None:
     """Refuses an output folder that exists; with `force`, one that is no earlier output of its kind.
 

@@ -6,14 +6,20 @@ import logging
 import multiprocessing
 import os
 import re
+import shutil
 import signal
+import subprocess
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import CancelledError, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing import connection
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from luna_cls import __version__
 from luna_cls.errors import InputError
@@ -71,6 +77,134 @@ def run_in_processes(
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one of several processes may use of this machine.
+
+    Args:
+        cores: Their numbers; every share has as many, so that results do not depend on which it is.
+        gpus: As CUDA_VISIBLE_DEVICES names them.
+        is_crowded: Whether other processes use them, too.
+    """
+
+    cores: tuple[int, ...]
+    gpus: tuple[str, ...] = ()
+    is_crowded: bool = False
+
+    def take(self) -> None:
+        """Keeps this process to its share, before it loads what looks for cores and GPUs."""
+        if self.cores:
+            os.sched_setaffinity(0, self.cores)
+        if self.gpus:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus)
+        if self.is_crowded:
+            os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+
+
+def shares(count: int) -> list[Share]:
+    """This machine's cores divided among so many processes, its GPUs dealt out to them in turn."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    gpus = visible_gpus()
+    each = max(1, len(cores) // count)
+    return [
+        Share(
+            tuple(cores[(index * each + place) % len(cores)] for place in range(each) if cores),
+            tuple(gpus[index::count] or gpus[index % len(gpus) :][:1] if gpus else ()),
+            is_crowded=0 < len(gpus) < count,
+        )
+        for index in range(count)
+    ]
+
+
+def visible_gpus() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES names; without it, the numbers of this machine's NVIDIA GPUs."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [gpu.strip() for gpu in named.split(",") if gpu.strip() not in ("", "-1")]
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return []
+    command = [tool, "--query-gpu=index", "--format=csv,noheader"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    return listed.stdout.split() if listed.returncode == 0 else []
+
+
+def run_apart(
+    function: Callable[[Job, Callable[[], bool]], Result],
+    jobs: Sequence[Job],
+    workers: int,
+    asked_to_stop: Callable[[], bool] = lambda: False,
+) -> Generator[tuple[Job, Result | None], None, None]:
+    """Runs each of a few long jobs in a fresh process with a share of this machine.
+
+    However this ends, the jobs that run are asked to end themselves, and waited for.
+
+    Args:
+        function: A module-level function of one job, and of whether it was asked to end.
+        jobs: What to call it with; each must pickle.
+        workers: How many at a time.
+        asked_to_stop: Once it is true, no further job is begun, and those that run are asked to end.
+
+    Yields:
+        Each job that was begun, as it ends, and its result; None if its process was killed.
+
+    Raises:
+        InputError: If `workers` is not positive.
+    """
+    check_workers(workers)
+    context = multiprocessing.get_context("spawn")
+    waiting = deque(jobs)
+    free = deque(shares(min(workers, len(jobs)))) if jobs else deque()
+    running: dict[connection.Connection, tuple[SpawnProcess, Job, Share]] = {}
+    is_stopping = False
+    try:
+        while running or (waiting and not is_stopping):
+            while waiting and free and not is_stopping:
+                receiver, sender = context.Pipe(duplex=False)
+                job, share = waiting.popleft(), free.popleft()
+                process = context.Process(target=_apart, args=(function, job, share, sender))
+                with _interrupts_held_back():
+                    process.start()
+                sender.close()
+                running[receiver] = process, job, share
+            ready = connection.wait(list(running), timeout=0.5)
+            for receiver in [receiver for receiver in running if receiver in ready]:
+                process, job, share = running.pop(receiver)
+                with receiver:
+                    result = _received(receiver)
+                process.join()
+                free.append(share)
+                yield job, result
+            if asked_to_stop() and not is_stopping:
+                is_stopping = True
+                for process, _, _ in running.values():
+                    process.terminate()
+    finally:
+        for process, _, _ in running.values():
+            process.terminate()
+        for process, _, _ in running.values():
+            process.join()
+
+
+def _received(receiver: connection.Connection) -> Any:
+    try:
+        return receiver.recv()
+    except EOFError:
+        return None
+
+
+def _apart(
+    function: Callable[[Job, Callable[[], bool]], Result],
+    job: Job,
+    share: Share,
+    sender: connection.Connection,
+) -> None:
+    with termination_watched() as asked_to_stop:
+        _start_worker()
+        share.take()
+        sender.send(function(job, asked_to_stop))
 
 
 def run_on_cluster(
@@ -167,14 +301,29 @@ def _die_with_parent() -> None:
 
 
 @contextmanager
-def termination_watched() -> Iterator[Callable[[], bool]]:
+def termination_watched(*, interrupts: bool = False) -> Iterator[Callable[[], bool]]:
     """Tells in the block whether the process was asked to end (SIGTERM), in place of ending it.
 
     Batch systems ask so before they take a machine back. It works in the main thread alone.
+
+    Args:
+        interrupts: Whether Ctrl-C asks so, too; `KeyboardInterrupt` then comes at the end of the block, and
+            at once for a second Ctrl-C.
     """
-    asked = threading.Event()
-    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    asked, interrupted = threading.Event(), threading.Event()
+
+    def ask_at_first(*_: Any) -> None:
+        asked.set()
+        interrupted.set()
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
+
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: asked.set())}
+    if interrupts:
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, ask_at_first)
     try:
         yield asked.is_set
+        if interrupted.is_set():
+            raise KeyboardInterrupt
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

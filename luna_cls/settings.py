@@ -155,6 +155,15 @@ class Settings(_Frozen):
                 flat[key] = value
         return flat
 
+    def differences(self, before: Settings) -> list[str]:
+        """What has changed since other settings, key by key: "loss.name was bce, is focal"."""
+        old, new = before.flat(), self.flat()
+        return [
+            f"{key} was {old.get(key)}, is {new.get(key)}"
+            for key in sorted({*old, *new})
+            if old.get(key) != new.get(key)
+        ]
+
 
 def recipe_names() -> list[str]:
     """The recipes that come with the package."""

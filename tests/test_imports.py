@@ -23,6 +23,7 @@ WITHOUT_TENSORFLOW = [
     "luna_cls.settings",
     "luna_cls.startup",
     "luna_cls.reports.terminal",
+    "luna_cls.learning.crossvalidation",
     *(f"luna_cls.cubes.{name}" for name in ("cutting", "store", "folds", "plan")),
     *_inside(luna_cls.judging),
     *_inside(luna_cls.scans),

@@ -170,6 +170,12 @@ class CubeStore:
         return self.candidates["class"].to_numpy(np.int64)
 
     @property
+    def series_uids(self) -> list[str]:
+        """All scans that the candidates were of, those without a usable cube included."""
+        uids: list[str] = read_csv(self.path / "scans.csv", ("seriesuid",), "scans")["seriesuid"].tolist()
+        return uids
+
+    @property
     def failures(self) -> pd.DataFrame:
         """What has no cube and why: `seriesuid, row, status, reason`; without row, the whole scan."""
         return pd.read_csv(self.path / "failures.csv", dtype={"seriesuid": str, "row": "Int64"})

@@ -19,7 +19,7 @@ from luna_cls import __version__
 from luna_cls.cubes.plan import Plan
 from luna_cls.cubes.store import CubeStore
 from luna_cls.errors import InputError
-from luna_cls.files import is_empty, one_at_a_time, require_new, write_json, write_text
+from luna_cls.files import alone_in, is_empty, require_new, write_json, write_text
 from luna_cls.learning import checkpoints
 from luna_cls.learning.checkpoints import Checkpoint
 from luna_cls.processes import available_cores
@@ -61,12 +61,8 @@ def alone(run: Path) -> Iterator[None]:
         InputError: If another is at work in it.
     """
     taken = f"Another training is at work in {run}. Let it end, or stop it, before you go on with it."
-    folder = os.open(run, os.O_RDONLY)
-    try:
-        with one_at_a_time(folder, taken):
-            yield
-    finally:
-        os.close(folder)
+    with alone_in(run, taken):
+        yield
 
 
 def open_run(
@@ -147,12 +143,7 @@ def devices() -> list[str]:
 
 
 def _check_same(run: Path, store: CubeStore, settings: Settings) -> None:
-    before, now = load_settings(str(run / SETTINGS)).flat(), settings.flat()
-    differing = [
-        f"{key} was {before.get(key)}, is {now.get(key)}"
-        for key in sorted({*before, *now})
-        if before.get(key) != now.get(key)
-    ]
+    differing = settings.differences(load_settings(str(run / SETTINGS)))
     if differing:
         raise InputError(
             f"{run} was begun with other settings: {'; '.join(differing)}. To go on with its own, give "

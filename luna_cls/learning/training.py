@@ -64,6 +64,7 @@ def train(
     force: bool = False,
     resume: bool = False,
     asked_to_stop: Callable[[], bool] = lambda: False,
+    go_on: str | None = None,
     say: Callable[[str], None] = print,
     show: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, Any] | None:
@@ -84,6 +85,7 @@ def train(
         resume: Go on with it if it exists.
         asked_to_stop: Looked at after every step: once it is true, the training saves where it stands, and
             pauses.
+        go_on: The command that goes on with a paused run; None for `luna-cls train STORE RUN --resume`.
         say: Prints a line of progress.
         show: Told, some times a second, the steps done, all there are to be, and how it goes.
 
@@ -115,8 +117,8 @@ def train(
         try:
             _fit(task, start, callbacks)
         except Paused as pause:
-            command = f"luna-cls train {store.path} {run} --resume"
-            say(f"Asked to stop: saved {pause}. {command} goes on from there.")
+            go_on = go_on or f"luna-cls train {store.path} {run} --resume"
+            say(f"Asked to stop: saved {pause}. {go_on} goes on from there.")
             return None
         if not is_first:
             return None

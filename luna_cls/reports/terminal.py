@@ -27,6 +27,8 @@ _COUNTS = {
     "tn": "rightly dismissed",
 }
 
+_OF_A_FOLD = ("balanced_accuracy", "auc", "average_precision")
+
 
 def print_metrics(
     console: Console,
@@ -55,6 +57,29 @@ def print_metrics(
     table.add_section()
     for name, label in _COUNTS.items():
         table.add_row(label, f"{metrics[name]:,}", f"{no_skill[name]:,}")
+    console.print(table)
+
+
+def print_folds(console: Console, result: Mapping[str, Any]) -> None:
+    """Prints a line for every fold of a cross-validation, and mean and standard deviation over them.
+
+    Args:
+        console: Where to.
+        result: What `learning.crossvalidation.crossvalidate` gives.
+    """
+    table = Table(title="each fold by itself", title_justify="left", title_style="bold")
+    for column in ("fold", "epoch", "chosen on", "cubes", "nodules"):
+        table.add_column(column, justify="right")
+    for name in _OF_A_FOLD:
+        table.add_column(_ROWS[name], justify="right")
+    for fold in result["folds"]:
+        counts = f"{fold['cubes']:,}", f"{fold['nodules']:,}"
+        about = str(fold["fold"]), str(fold["best_epoch"]), str(fold["validation_fold"]), *counts
+        table.add_row(*about, *(_share(fold["metrics"][name]) for name in _OF_A_FOLD))
+    table.add_section()
+    for key, label in (("mean", "mean"), ("standard_deviation", "sd")):
+        shares = (_share(result["over_folds"][name][key]) for name in _OF_A_FOLD)
+        table.add_row(label, *[""] * 4, *shares)
     console.print(table)
 
 
