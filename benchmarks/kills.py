@@ -5,18 +5,20 @@ python benchmarks/kills.py [STORE] [--kills 10] [--recipe demo] [--set A.B=C ...
 Without STORE, a phantom of 20 scans is made in FOLDER (a temporary one) and prepared. `luna-cls train` runs
 once to its end. Then it runs again in another folder, and is killed (SIGKILL) at random moments: every fifth
 time while it starts, else some time after its first step, drawn so that the kills spread over what is left of
-the training. After each it goes on with --resume, at last to its end. Prints where each kill struck, and
-whether the two runs are the same to the last bit: every weight of `model.keras`, every array of the last
-checkpoint (weights, moving statistics, dropout's seeds, optimizer, streaming metrics), and the bytes of
-`history.csv`, `validation_predictions.csv` and `metrics.json`. Exit status 1 if anything differs, or if the
-training ended before all the kills had struck. The demo recipe has Dropout and symmetries on; `--set` goes to
-`luna-cls train` as it is.
+the training, by how long it took uninterrupted. After each it goes on with --resume, at last to its end.
+
+Prints where each kill struck, and whether the two runs are the same to the last bit: every weight of
+`model.keras`, every array of the last checkpoint (weights, moving statistics, dropout's seeds, optimizer,
+streaming metrics), and the bytes of `history.csv`, `validation_predictions.csv` and `metrics.json`. Exit
+status 1 if anything differs, or if the training ended before all the kills had struck. The demo recipe has
+Dropout and symmetries on; `--set` goes to `luna-cls train` as it is.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -24,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +58,14 @@ def main() -> None:
             *(part for setting in options.settings for part in ("--set", setting)),
         ]
         whole = Training(store, folder / "whole", told)
-        starting_s, training_s = _uninterrupted(whole)
+        course = _uninterrupted(whole)
         print(
-            f"uninterrupted: {starting_s:.1f} s to the first step, {training_s:.1f} s from there", flush=True
+            f"uninterrupted: {course.starting_s:.1f} s to the first of {course.steps:,} steps, "
+            f"{course.training_s:.1f} s from there",
+            flush=True,
         )
         killed = Training(store, folder / "killed", told)
-        struck = _kill(killed, options.kills, starting_s, training_s, whole.epochs_saved, options.seed)
+        struck = _kill(killed, options.kills, course, options.seed)
         killed.to_its_end()
         differing = _compare(whole.run, killed.run)
     if struck < options.kills:
@@ -103,9 +108,10 @@ class Training:
         if process.returncode:
             sys.exit(f"luna-cls train failed:\n{self._log.read_text()}")
 
-    def wait_for_a_step(self, process: subprocess.Popen[bytes]) -> None:
-        """Until one is done, or the process is."""
-        while not self.steps_done and process.poll() is None:
+    def wait(self, process: subprocess.Popen[bytes], seconds: float, steps: int) -> None:
+        """For so long, or until so many steps are done, or the process is."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and self.steps_done < steps and process.poll() is None:
             time.sleep(0.01)
 
     @property
@@ -155,31 +161,40 @@ def _make_store(folder: Path) -> Path:
     return store
 
 
-def _uninterrupted(training: Training) -> tuple[float, float]:
-    """Seconds until the first step is done, and from there to the end."""
+@dataclass(frozen=True)
+class Course:
+    """Of the uninterrupted training: seconds to its first step, and from there; steps and epochs in all."""
+
+    starting_s: float
+    training_s: float
+    steps: int
+    epochs: int
+
+
+def _uninterrupted(training: Training) -> Course:
     start = time.monotonic()
     with training.process() as process:
-        training.wait_for_a_step(process)
+        training.wait(process, math.inf, 1)
         first = time.monotonic()
         process.wait()
-    end = time.monotonic()
-    training.to_its_end()  # nothing is left to do, unless it failed
-    return first - start, end - first
+    training.check(process)
+    return Course(first - start, time.monotonic() - first, training.steps_done, training.epochs_saved)
 
 
-def _kill(
-    training: Training, kills: int, starting_s: float, training_s: float, epochs: int, seed: int
-) -> int:
+def _kill(training: Training, kills: int, course: Course, seed: int) -> int:
     """How many of the kills struck before the training was over."""
     luck = np.random.default_rng(seed)
     for kill in range(kills):
         epochs_before = training.epochs_saved
-        left_s = training_s * (1 - epochs_before / epochs)
-        is_starting = kill % STARTING == STARTING - 1
+        left = 1 - epochs_before / course.epochs
         with training.process() as process:
-            if not is_starting:
-                training.wait_for_a_step(process)
-            time.sleep(luck.uniform(0, starting_s if is_starting else 2 * left_s / (kills - kill + 1)))
+            if kill % STARTING == STARTING - 1:
+                training.wait(process, luck.uniform(0, course.starting_s), 1)
+            else:
+                training.wait(process, math.inf, 1)
+                longest_s = 2 * left * course.training_s / (kills - kill + 1)
+                # The machine may be faster now: a kill is not to come too late.
+                training.wait(process, luck.uniform(0, longest_s), round(left * course.steps) - 1)
             if process.poll() is not None:
                 training.check(process)
                 return kill
