@@ -238,7 +238,7 @@ def _luna_cls(options: argparse.Namespace) -> Contenders:
     set_policy("auto")
     keras.utils.set_random_seed(0)
     net = models.get("seed_cnn", filters=_filters(options))
-    net.compile(adamw(OptimizerSettings()), losses.get("bce"), jit_compile=models.jit_compile())
+    net.compile(adamw(OptimizerSettings(), 1), losses.get("bce"), jit_compile=models.jit_compile())
     turns = {BARE: _turn(_bare_step(net, _random_hu(options.batch), _random_labels(options.batch)))}
     if find_spec("tensorflow"):
         turns[FIT] = _FitFromStore(options)
