@@ -75,7 +75,7 @@ def test_who_is_asked_to_stop_asks_those_at_work(tmp_path):
 
 
 def test_ctrl_c_asks_at_first_and_interrupts_at_the_end():
-    """What is at work sees that it is asked and finishes; then the interrupt comes, a second one at once."""
+    """What is at work is asked, finishes, and then the interrupt comes; a second one comes at once."""
     asked = []
 
     def work(interrupts):
