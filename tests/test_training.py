@@ -252,6 +252,7 @@ def test_an_epoch_of_the_demo_works_under_each_loss_by_its_name(small_store, tmp
     overrides = [
         f"loss.name={name}",
         "training.epochs=1",
+        "training.batch_size=30",  # as many as there are
         "split.validation_folds=[3]",
         "split.test_folds=[]",
     ]
