@@ -269,7 +269,7 @@ def train(
         if not re.fullmatch(r"\d(,\d)*", val_folds):
             raise InputError(f"--val-folds takes folds from 0 to 9, as 9 or 8,9. Received: '{val_folds}'.")
         overrides.append(f"split.validation_folds=[{val_folds}]")
-    settings = _settings(run, recipe, overrides, resume=resume, force=force)
+    settings = _settings(run / "settings.toml", recipe, overrides, resume=resume, force=force)
     opened = CubeStore.open(store)
     with termination_watched() as asked_to_stop:
         load_tensorflow_quietly()
@@ -337,7 +337,7 @@ def crossval(
     overrides = _overrides(setting, loss)
     if any(override.startswith("split.") for override in overrides):
         raise InputError("crossval tests on every fold in turn: leave --set split... off, or use train.")
-    settings = _settings(out, recipe, overrides, resume=resume, force=force)
+    settings = _settings(out / "crossval.toml", recipe, overrides, resume=resume, force=force)
     opened = CubeStore.open(store)
     with termination_watched(interrupts=True) as asked_to_stop:
         result = crossvalidate(
@@ -398,15 +398,12 @@ def _overrides(setting: list[str] | None, loss: str | None) -> list[str]:
     return [*(setting or []), *([] if loss is None else [f'loss.name="{loss}"'])]
 
 
-def _settings(
-    folder: Path, recipe: str | None, overrides: list[str], *, resume: bool, force: bool
-) -> Settings:
-    """What a command was told; told nothing but to go on, what the folder was begun with."""
+def _settings(own: Path, recipe: str | None, overrides: list[str], *, resume: bool, force: bool) -> Settings:
+    """What a command was told; told nothing but to go on, what `own` says it was begun with."""
     from luna_cls.settings import load_settings
 
     if resume and force:
         raise InputError("--resume goes on with a run, --force starts it over: give one of them.")
-    own = folder / "settings.toml"
     is_as_before = resume and recipe is None and not overrides and own.is_file()
     return load_settings(str(own) if is_as_before else recipe or "seed", overrides)
 

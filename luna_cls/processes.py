@@ -101,6 +101,7 @@ class Share:
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus)
         if self.is_crowded:
             os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+            os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
 def shares(count: int) -> list[Share]:
@@ -144,11 +145,11 @@ def run_apart(
     Args:
         function: A module-level function of one job, and of whether it was asked to end.
         jobs: What to call it with; each must pickle.
-        workers: How many at a time.
+        workers: How many at a time, and among how many the machine is divided, however few jobs there are.
         asked_to_stop: Once it is true, no further job is begun, and those that run are asked to end.
 
     Yields:
-        Each job that was begun, as it ends, and its result; None if its process was killed.
+        Each job that was begun, as it ends, and its result; None if its process ended without one.
 
     Raises:
         InputError: If `workers` is not positive.
@@ -156,7 +157,7 @@ def run_apart(
     check_workers(workers)
     context = multiprocessing.get_context("spawn")
     waiting = deque(jobs)
-    free = deque(shares(min(workers, len(jobs)))) if jobs else deque()
+    free = deque(shares(workers))
     running: dict[connection.Connection, tuple[SpawnProcess, Job, Share]] = {}
     is_stopping = False
     try:
@@ -208,7 +209,11 @@ def _apart(
 
 
 def run_on_cluster(
-    function: Callable[[Job], Result], jobs: Sequence[Job], address: str, folders: Sequence[Path] = ()
+    function: Callable[[Job], Result],
+    jobs: Sequence[Job],
+    address: str,
+    folders: Sequence[Path] = (),
+    lost: Callable[[Job], Result] | None = None,
 ) -> Generator[Result, None, None]:
     """Yields the result of every job as it is done, in any order, by the workers of a Dask cluster.
 
@@ -219,6 +224,7 @@ def run_on_cluster(
         jobs: What to call it with; each must pickle.
         address: The scheduler's, as `tcp://host:8786`.
         folders: What every worker must see.
+        lost: The result of a job over which too many workers were lost; None if that is an error.
 
     Raises:
         InputError: If Dask is not installed, no scheduler answers or none has workers, a worker does not see
@@ -250,15 +256,20 @@ def run_on_cluster(
             if unseen:
                 raise InputError(f"The worker {worker} does not see {unseen}. Use what all workers share.")
         futures = client.map(function, jobs, pure=False)
+        job_of = dict(zip((future.key for future in futures), jobs, strict=True))
         try:
             for future in distributed.as_completed(futures, loop=client.loop):
-                yield future.result()
+                try:
+                    result = future.result()
+                except distributed.KilledWorker as error:
+                    if lost is None:
+                        raise InputError(
+                            "Four workers of the cluster were lost over one job, most likely for want of "
+                            "memory. Run the same command again on workers with more."
+                        ) from error
+                    result = lost(job_of[future.key])
+                yield result
                 future.release()
-        except distributed.KilledWorker as error:
-            raise InputError(
-                "Four workers of the cluster were lost over one job, most likely for want of memory. "
-                "Run the same command again on workers with more."
-            ) from error
         except CancelledError as error:
             raise InputError(
                 f"The Dask scheduler at {address} was lost. Run the same command again."

@@ -164,6 +164,19 @@ class Settings(_Frozen):
             if old.get(key) != new.get(key)
         ]
 
+    def check_begun_with(self, before: Settings, what: Path) -> None:
+        """Refuses to go on with what was begun with other settings.
+
+        Raises:
+            InputError: If it was; names what differs.
+        """
+        differing = self.differences(before)
+        if differing:
+            raise InputError(
+                f"{what} was begun with other settings: {'; '.join(differing)}. To go on with its own, give "
+                "--resume alone; or choose another path."
+            )
+
 
 def recipe_names() -> list[str]:
     """The recipes that come with the package."""

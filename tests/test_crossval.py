@@ -16,6 +16,7 @@ from luna_cls.cli import app
 from luna_cls.cubes.folds import LeakError
 from luna_cls.cubes.store import CubeStore
 from luna_cls.errors import InputError
+from luna_cls.files import alone_in
 from luna_cls.judging.evaluation import binary_metrics, evaluate_submission
 from luna_cls.learning import models, training
 from luna_cls.learning.crossvalidation import crossvalidate
@@ -27,6 +28,7 @@ SETTINGS = (
     "precision=float32",
     "augmentation.symmetries=cube",
     "model.filters=[2]",
+    "model.size_vox=29",
     "model.dense_units=4",
     "model.dropout=0.4",
     "training.epochs=2",
@@ -34,7 +36,7 @@ SETTINGS = (
     "training.steps_per_epoch=3",
 )
 TURNS = {0: 1, 1: 2, 2: 0}  # test fold: validation fold
-SAME = ("predictions.csv", "metrics.json", "failures.csv", "crossval.json", "settings.toml")
+SAME = ("predictions.csv", "metrics.json", "failures.csv", "crossval.json", "crossval.toml")
 
 
 def _settings(*overrides):
@@ -203,9 +205,63 @@ def test_paused_and_gone_on_with_it_ends_the_same(crossed, copy, store):
     assert _results(copy) == _results(crossed[0])
 
 
+def test_a_fold_that_another_stopped_is_missing(copy, store, monkeypatch):
+    """Its process was asked to end, crossval was not: no success, and the line says what to do."""
+    (copy / "fold1" / "test_predictions.csv").unlink()
+    monkeypatch.setattr(training, "train", lambda *_, **__: None)
+
+    result = crossvalidate(store, _settings(), copy, resume=True, say=_quiet)
+
+    assert result["missing_folds"] == [1]
+    ((fold, status, reason),) = result["failures"]
+    assert (fold, status) == (1, "failed")
+    assert "asked to stop, but not by crossval. Go on with --resume" in reason
+
+
+def test_stopped_before_anything_was_learned_what_was_there_stays(copy, store):
+    """--force over a finished one, and a stop at once: the old files are all there, to the byte."""
+    before, lines = _results(copy), []
+
+    result = crossvalidate(
+        store, _settings("seed=6"), copy, force=True, asked_to_stop=lambda: True, say=lines.append
+    )
+
+    assert result is None
+    assert lines == ["Asked to stop before anything was learned: nothing was changed."]
+    assert _results(copy) == before
+    assert sorted(path.name for path in copy.parent.iterdir()) == [copy.name]
+
+
+def test_nothing_is_replaced_while_another_is_at_work(copy, store):
+    """--force on a folder that another process holds is an error, for crossval and for a run of it."""
+    before = _results(copy)
+    with alone_in(copy, ""), pytest.raises(InputError, match="Another crossval is at work in"):
+        crossvalidate(store, _settings(), copy, force=True, say=_quiet)
+    with alone_in(copy / "fold0", ""), pytest.raises(InputError, match="Another training is at work in"):
+        training.train(store, _settings(), copy / "fold0", force=True, say=_quiet)
+
+    assert _results(copy) == before
+
+
+@pytest.mark.parametrize("option", ["force", "resume"])
+def test_it_is_no_run_of_train(copy, store, option):
+    """`train` neither replaces the folder of a crossval nor goes on with it."""
+    before = _results(copy)
+    with pytest.raises(InputError):
+        training.train(store, _settings(), copy, **{option: True}, say=_quiet)
+
+    assert _results(copy) == before
+
+
+def test_several_processes_for_one_model_are_refused(store, tmp_path):
+    """distribution = multihost is one line that says what to use instead."""
+    settings = load_settings("seed", [*SETTINGS, "distribution=multihost"])
+    with pytest.raises(InputError, match="multihost is for several. Use mirrored, or --workers or --dask"):
+        crossvalidate(store, settings, tmp_path / "out", say=_quiet)
+
+
 def test_a_fold_that_fails_stops_no_other(crossed, copy, store, annotations, monkeypatch):
     """Fold 1 breaks down: 20 rows of folds 0 and 2, no CPM; gone on with later, the bytes are the same."""
-    shutil.rmtree(copy / "evaluation")
     (copy / "fold1" / "test_predictions.csv").unlink()
     train = training.train
 

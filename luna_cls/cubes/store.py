@@ -156,6 +156,19 @@ class CubeStore:
         spec = CubeSpec(size_vox, self.spec.spacing_mm)
         return replace(self, format=CubeFormat(spec, margin_vox, self.format.dtype))
 
+    def check_begun_with(self, checksum: str, what: Path) -> None:
+        """Refuses to go on with what was begun with other cubes.
+
+        Raises:
+            InputError: If it was.
+        """
+        if checksum != self.checksum:
+            raise InputError(
+                f"{what} was begun with other cubes than {self.path} holds: their checksums begin with "
+                f"{checksum[:8]} and {self.checksum[:8]}. Give the store it was begun with, or choose "
+                "another path."
+            )
+
     @cached_property
     def cubes(self) -> NDArray[Any]:
         """Memory-mapped array `(n, z, y, x)` of what is stored, margin included; `hu` reads it."""

@@ -8,11 +8,11 @@ import multiprocessing
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -42,7 +42,7 @@ from luna_cls.settings import Settings, SplitSettings, load_settings
 from luna_cls.startup import load_tensorflow_quietly
 
 SETTINGS, ABOUT, PREDICTIONS, TEST_PREDICTIONS, SERIES_UIDS, METRICS, FAILURES, EVALUATION = (
-    "settings.toml",
+    "crossval.toml",
     "crossval.json",
     "predictions.csv",
     "test_predictions.csv",
@@ -75,11 +75,8 @@ class Fold:
     settings: Settings
 
 
-class Outcome(NamedTuple):
-    """What became of a fold's turn: it is done, was asked to stop, or failed for a reason."""
-
-    is_paused: bool = False
-    reason: str = ""
+class _NothingLearned(Exception):  # noqa: N818
+    """It was asked to stop before any model had begun to learn."""
 
 
 @dataclass(frozen=True)
@@ -148,27 +145,43 @@ def crossvalidate(
         raise InputError("--excluded goes with --annotations: it names findings that CPM ignores. Give both.")
     if annotations is not None:
         _check_annotations(store, annotations, excluded)
+    if settings.distribution == "multihost":
+        raise InputError(
+            "crossval trains each fold in one process, and distribution = multihost is for several. Use "
+            "mirrored, or --workers or --dask for several folds at a time."
+        )
     settings = settings.model_copy(update={"split": SplitSettings(validation_folds=(), test_folds=())})
     folds = plan_folds(store, settings, out.absolute())
     inputs = [path for path in (store.path, annotations, excluded) if path]
     is_begun = _check(out, store, settings, inputs, force=force, resume=resume)
-    with ExitStack() as stack:
+    taken = f"Another crossval is at work in {out}. Let it end, or stop it, before you go on with it."
+    with suppress(_NothingLearned), ExitStack() as stack:
         if not is_begun:
+            if out.is_dir():
+                stack.enter_context(alone_in(out, taken))
             # Once a model has begun to learn, it is worth more than what was there before.
             stack.enter_context(kept_until_done(out, lambda: _has_checkpoints(out)))
             stack.enter_context(_begun(out, store, settings, folds))
-        taken = f"Another crossval is at work in {out}. Let it end, or stop it, before you go on with it."
         stack.enter_context(alone_in(out, taken))
-        go_on = f"luna-cls crossval {quote(str(store.path))} {quote(str(out))} --resume"
-        outcomes: dict[int, Outcome] = {}
-        for fold, outcome in _run_all(store, folds, out, workers, dask, asked_to_stop, go_on, say):
-            outcomes[fold.test] = outcome
-            if outcome.reason and _has_checkpoints(out):  # else it may be one fault of all folds: said once
-                say(f"fold {fold.test}: failed: {outcome.reason}")
-        if asked_to_stop() and not all(map(_is_scored, folds)):
+        given = {"workers": workers, "dask": dask, "annotations": annotations, "excluded": excluded}
+        options = "".join(f" --{name} {quote(str(value))}" for name, value in given.items() if value)
+        go_on = f"luna-cls crossval {quote(str(store.path))} {quote(str(out))} --resume{options}"
+        reasons: dict[int, str] = {}
+        for fold, reason in _run_all(store, folds, out, workers, dask, asked_to_stop, go_on, say):
+            reasons[fold.test] = reason
+            if reason and _has_checkpoints(out):  # else it may be one fault of all folds: said once
+                say(f"fold {fold.test}: failed: {reason}")
+        left = [fold for fold in folds if not _is_scored(fold)]
+        if left and asked_to_stop():
+            if not is_begun and not _has_checkpoints(out):
+                say("Asked to stop before anything was learned: nothing was changed.")
+                raise _NothingLearned
             say(f"Asked to stop. {go_on} goes on from there.")
             return None
-        return _pool(store, folds, outcomes, out, annotations, excluded)
+        for fold in left:
+            reasons[fold.test] = reasons.get(fold.test) or _STOPPED
+        return _pool(store, folds, reasons, out, annotations, excluded)
+    return None
 
 
 def plan_folds(store: CubeStore, settings: Settings, out: Path) -> list[Fold]:
@@ -225,12 +238,7 @@ def _check(
         if not (resume and is_empty(out)):
             require_new(out, force=force, sign=ABOUT, inputs=inputs)
         return False
-    differing = settings.differences(load_settings(str(out / SETTINGS)))
-    if differing:
-        raise InputError(
-            f"{out} was begun with other settings: {'; '.join(differing)}. To go on with its own, give "
-            "--resume alone; or choose another path."
-        )
+    settings.check_begun_with(load_settings(str(out / SETTINGS)), out)
     _check_cubes(out / ABOUT, store, "Start over with --force.")
     return True
 
@@ -238,14 +246,10 @@ def _check(
 def _check_cubes(about: Path, store: CubeStore, advice: str) -> None:
     """Refuses what was begun with other cubes than the store holds, by the checksum in its JSON file."""
     try:
-        began = json.loads(about.read_text(encoding="utf-8"))["store"]["checksum"]
+        checksum = json.loads(about.read_text(encoding="utf-8"))["store"]["checksum"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{about} cannot be read: {error!r}. {advice}") from error
-    if began != store.checksum:
-        raise InputError(
-            f"{about.parent} was begun with other cubes than {store.path} holds: their checksums begin with "
-            f"{began[:8]} and {store.checksum[:8]}. Give the store it was begun with, or choose another path."
-        )
+    store.check_begun_with(checksum, about.parent)
 
 
 @contextmanager
@@ -287,48 +291,48 @@ def _run_all(
     asked_to_stop: Callable[[], bool],
     go_on: str,
     say: Callable[[str], None],
-) -> Generator[tuple[Fold, Outcome], None, None]:
-    """Trains and scores what is left to do; yields each fold as it ends, in any order."""
+) -> Generator[tuple[Fold, str], None, None]:
+    """Trains and scores what is left to do; yields each fold as it ends, in any order, and what failed."""
     jobs = []
     for fold in folds:
         if _is_scored(fold):
+            _predictions(store, fold)  # what is wrong with it is better known before the others are trained
             say(f"fold {fold.test}: finished already")
         else:
             jobs.append(_Job(fold, store.path.absolute(), go_on))
-    if dask is not None:
+    if dask is not None and jobs:
         yield from _run_on_cluster(jobs, dask, out.absolute(), asked_to_stop, say)
     elif workers is not None:
-        for job, outcome in run_apart(_run_apart, jobs, workers, asked_to_stop):
-            yield job.fold, outcome or _lost(asked_to_stop)
+        # As many shares however many folds are left: the number of cores decides the last digits.
+        for job, reason in run_apart(_run_apart, jobs, min(workers, len(folds)), asked_to_stop):
+            yield job.fold, _LOST if reason is None else reason
     else:
         for job in jobs:
             yield job.fold, _run(job, asked_to_stop, say)
 
 
-def _lost(asked_to_stop: Callable[[], bool]) -> Outcome:
-    """Of a fold whose process was killed."""
-    if asked_to_stop():
-        return Outcome(is_paused=True)
-    return Outcome(
-        reason="Its process was killed, most likely for want of memory. Go on with --resume, and with fewer "
-        "--workers."
-    )
+_LOST = (
+    "Its process ended before it could say why, most likely for want of memory. Go on with --resume, with "
+    "fewer folds at a time."
+)
+_STOPPED = "It was asked to stop, but not by crossval. Go on with --resume."
 
 
-def _run(job: _Job, asked_to_stop: Callable[[], bool], say: Callable[[str], None]) -> Outcome:
-    """Trains a fold's model, or goes on with it, and scores the fold; what goes wrong is told, not raised."""
+def _run(job: _Job, asked_to_stop: Callable[[], bool], say: Callable[[str], None]) -> str:
+    """Trains a fold's model, or goes on with it, and scores the fold; tells why it failed, if it did."""
     if asked_to_stop():
-        return Outcome(is_paused=True)
+        return ""
     try:
-        return Outcome(is_paused=not _train_and_score(job, asked_to_stop, say))
+        _train_and_score(job, asked_to_stop, say)
     except InputError as error:
-        return Outcome(reason=" ".join(str(error).split()))
+        return " ".join(str(error).split())
     except Exception as error:  # days of training of the other folds must not hang on it
-        return Outcome(reason=f"{type(error).__name__}: {' '.join(str(error).split())}")
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return ""
 
 
-def _train_and_score(job: _Job, asked_to_stop: Callable[[], bool], say: Callable[[str], None]) -> bool:
-    """Whether the fold has been scored; if not, it was asked to stop."""
+def _train_and_score(job: _Job, asked_to_stop: Callable[[], bool], say: Callable[[str], None]) -> None:
+    """Does so, unless it is asked to stop."""
     load_tensorflow_quietly()
     logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of more than a few models in a process
     from luna_cls.cubes.batches import ordered_batches
@@ -347,29 +351,34 @@ def _train_and_score(job: _Job, asked_to_stop: Callable[[], bool], say: Callable
         say=lambda line: say(f"fold {fold.test}: {line}"),
     )
     if result is None:
-        return False
+        return
     split = split_by_fold(store.candidates, settings.split.validation_folds, settings.split.test_folds)
-    batches = ordered_batches(store, split.test, settings.training.batch_size)
-    logits = models.load(fold.run / "model.keras").predict(batches, verbose=0).reshape(-1).astype(np.float64)
+    model = models.load(fold.run / "model.keras")
+    seen = store.seen_as(model.input_shape[1])
+    batches = ordered_batches(seen, split.test, settings.training.batch_size)
+    logits = model.predict(batches, verbose=0).reshape(-1).astype(np.float64)
     if not np.isfinite(logits).all():
         raise InputError("Its model gives logits that are not finite. Lower optimizer.learning_rate.")
     write_csv(fold.run / TEST_PREDICTIONS, predictions_table(store.candidates.iloc[split.test], logits))
-    return True
 
 
-def _run_apart(job: _Job, asked_to_stop: Callable[[], bool]) -> Outcome:
+def _run_apart(job: _Job, asked_to_stop: Callable[[], bool]) -> str:
     return _run(job, asked_to_stop, _say_on_stderr)
 
 
-def _run_on_worker(job: _Job) -> tuple[Fold, Outcome]:
+def _run_on_worker(job: _Job) -> tuple[Fold, str]:
     """In a process of its own: Dask's threads draw random numbers, and would spoil the fold's seed."""
     is_to_pause = (job.fold.run.parent / _PAUSE).exists
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # may have a child
     with _ONE_AT_A_TIME:
         if is_to_pause():
-            return job.fold, Outcome(is_paused=True)
-        ((_, outcome),) = run_apart(_run_apart, [job], 1, is_to_pause)
-        return job.fold, outcome or _lost(is_to_pause)
+            return job.fold, ""
+        ((_, reason),) = run_apart(_run_apart, [job], 1, is_to_pause)
+        return job.fold, _LOST if reason is None else reason
+
+
+def _lost_on_cluster(job: _Job) -> tuple[Fold, str]:
+    return job.fold, "Four workers of the cluster were lost over it, most likely for want of memory."
 
 
 def _say_on_stderr(line: str) -> None:
@@ -383,7 +392,7 @@ def _run_on_cluster(
     out: Path,
     asked_to_stop: Callable[[], bool],
     say: Callable[[str], None],
-) -> Generator[tuple[Fold, Outcome], None, None]:
+) -> Generator[tuple[Fold, str], None, None]:
     """Gives folds to the workers of a cluster, which look at a file to know whether to pause."""
     pause, is_over = out / _PAUSE, threading.Event()
     pause.unlink(missing_ok=True)
@@ -394,23 +403,26 @@ def _run_on_cluster(
                 pause.touch()
                 return
 
-    messenger = threading.Thread(target=pass_on, daemon=True)
+    messenger, ended = threading.Thread(target=pass_on, daemon=True), 0
     messenger.start()
     try:
-        folders = [out, jobs[0].store] if jobs else []
-        for fold, outcome in run_on_cluster(_run_on_worker, jobs, address, folders):
-            if not outcome.is_paused and not outcome.reason:
+        folders = [out, jobs[0].store]
+        for fold, reason in run_on_cluster(_run_on_worker, jobs, address, folders, _lost_on_cluster):
+            ended += 1
+            if _is_scored(fold):
                 say(f"fold {fold.test}: done")
-            yield fold, outcome
+            yield fold, reason
     finally:
         is_over.set()
         messenger.join()
+        if ended < len(jobs):
+            pause.touch()  # for those that are at work still
 
 
 def _pool(
     store: CubeStore,
     folds: Sequence[Fold],
-    outcomes: dict[int, Outcome],
+    reasons: dict[int, str],
     out: Path,
     annotations: Path | None,
     excluded: Path | None,
@@ -419,7 +431,7 @@ def _pool(
     scored = [fold for fold in folds if _is_scored(fold)]
     own = {fold.test: _predictions(store, fold) for fold in scored}
     about = [_about(fold, own[fold.test]) for fold in scored]
-    failures = _failures(store, folds, outcomes, about)
+    failures = _failures(store, folds, reasons, about)
     write_csv(out / FAILURES, pd.DataFrame(failures, columns=["fold", "status", "reason"]))
     if not scored:
         raise InputError(f"Not one fold could be trained. The first reason: {failures[0][2]}")
@@ -438,6 +450,8 @@ def _pool(
         "over_folds": _over_folds([entry["metrics"] for entry in about]),
         "folds": about,
     }
+    if result["missing_folds"]:
+        clear(out / EVALUATION)  # that of an earlier pool is not of this one
     write_csv(out / PREDICTIONS, pooled)
     write_json(out / METRICS, result)
     result["failures"] = failures
@@ -499,12 +513,10 @@ def _over_folds(metrics: Sequence[dict[str, float]]) -> dict[str, dict[str, floa
 
 
 def _failures(
-    store: CubeStore, folds: Sequence[Fold], outcomes: dict[int, Outcome], about: Sequence[dict[str, Any]]
+    store: CubeStore, folds: Sequence[Fold], reasons: dict[int, str], about: Sequence[dict[str, Any]]
 ) -> list[tuple[int, str, str]]:
     """Rows of `failures.csv`: fold, status, reason."""
-    failures = [
-        (fold, FAILED, outcome.reason) for fold, outcome in sorted(outcomes.items()) if outcome.reason
-    ]
+    failures = [(fold, FAILED, reason) for fold, reason in sorted(reasons.items()) if reason]
     for entry in about:
         if entry["diverged_in"] is not None:
             ending = f"its training diverged in epoch {entry['diverged_in']}"

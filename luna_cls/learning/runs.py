@@ -42,7 +42,10 @@ def check(run: Path, store: CubeStore, settings: Settings, *, force: bool, resum
     """
     is_begun = (run / SETTINGS).is_file() and not force
     if is_begun and resume:
-        _check_same(run, store, settings)
+        settings.check_begun_with(load_settings(str(run / SETTINGS)), run)
+        began = _began(run)
+        if began:
+            store.check_begun_with(began["store"]["checksum"], run)
     elif is_begun and not (run / METRICS).is_file():
         raise InputError(
             f"{run} is an unfinished run. Pass --resume to go on with it, --force to start it over, or "
@@ -140,22 +143,6 @@ def devices() -> list[str]:
     """What Keras computes on: the GPUs where there are some, else the processors."""
     names = keras.distribution.list_devices()
     return [name for name in names if not name.startswith("cpu")] or names
-
-
-def _check_same(run: Path, store: CubeStore, settings: Settings) -> None:
-    differing = settings.differences(load_settings(str(run / SETTINGS)))
-    if differing:
-        raise InputError(
-            f"{run} was begun with other settings: {'; '.join(differing)}. To go on with its own, give "
-            "--resume alone; or choose another path."
-        )
-    began = _began(run)
-    if began and began["store"]["checksum"] != store.checksum:
-        raise InputError(
-            f"{run} was begun with other cubes than {store.path} holds: their checksums begin with "
-            f"{began['store']['checksum'][:8]} and {store.checksum[:8]}. Give the store it was begun with, "
-            "or choose another path."
-        )
 
 
 def _compare(run: Path, environment: dict[str, Any], say: Callable[[str], None]) -> None:

@@ -155,6 +155,12 @@ class TensorBoardLog(keras.callbacks.Callback):
         for writer in self._writers.values():
             writer.flush()
 
+    def close(self) -> None:
+        """Ends what is still recorded, and closes the files, however the training ended."""
+        self._profiler.stop()
+        for writer in self._writers.values():
+            writer.close()
+
     def _write_about(self, epochs_done: int) -> None:
         texts = {**self._about, "settings": f"```\n{self._settings.to_toml()}```"}
         with self._writers["train"].as_default(epochs_done):

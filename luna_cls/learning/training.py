@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -111,11 +111,12 @@ def train(
     with _entered(run, task, is_begun=is_begun, say=say) as (folder, start):
         for line in _opening(task, start):
             say(line)
-        health, best, callbacks = _callbacks(
+        health, best, log, callbacks = _callbacks(
             task, folder, start, asked_to_stop, say, show if is_first else None
         )
         try:
-            _fit(task, start, callbacks)
+            with closing(log):
+                _fit(task, start, callbacks)
         except Paused as pause:
             go_on = go_on or f"luna-cls train {store.path} {run} --resume"
             say(f"Asked to stop: saved {pause}. {go_on} goes on from there.")
@@ -236,8 +237,8 @@ def _callbacks(
     asked_to_stop: Callable[[], bool],
     say: Callable[[str], None],
     show: Callable[[int, int, str], None] | None,
-) -> tuple[TrainingHealth, BestModel, list[keras.callbacks.Callback]]:
-    """What happens between epochs, in this order."""
+) -> tuple[TrainingHealth, BestModel, TensorBoardLog, list[keras.callbacks.Callback]]:
+    """What happens between epochs, in the order of the list."""
     training, plan, course = task.settings.training, task.plan, _course(task)
 
     def logits() -> NDArray[np.float64]:
@@ -254,45 +255,43 @@ def _callbacks(
         "about": "\n\n".join(_opening(task, start)),
         "environment": f"```\n{json.dumps(task.environment, indent=2)}\n```",
     }
-    return (
+    log = TensorBoardLog(
+        folder / "tensorboard",
+        task.settings,
+        about,
+        task.store,
+        task.split.validation,
+        exact,
         health,
         best,
-        [
-            *([AmplificationRamp(task.loss)] if isinstance(task.loss, losses.AnyLoss) else []),
+        history,
+        task.wait,
+        plan.batch_size,
+    )
+    callbacks = [
+        *([AmplificationRamp(task.loss)] if isinstance(task.loss, losses.AnyLoss) else []),
+        judging,
+        exact,
+        health,
+        LearningRate(),
+        best,
+        history,
+        log,
+        PlainLines(say, training.epochs, plan.batch_size),
+        *([LiveProgress(show, training.epochs, plan.steps, plan.batch_size)] if show else []),
+        Checkpointing(
+            folder / runs.CHECKPOINTS,
+            plan.steps,
             judging,
-            exact,
             health,
-            LearningRate(),
             best,
             history,
-            TensorBoardLog(
-                folder / "tensorboard",
-                task.settings,
-                about,
-                task.store,
-                task.split.validation,
-                exact,
-                health,
-                best,
-                history,
-                task.wait,
-                plan.batch_size,
-            ),
-            PlainLines(say, training.epochs, plan.batch_size),
-            *([LiveProgress(show, training.epochs, plan.steps, plan.batch_size)] if show else []),
-            Checkpointing(
-                folder / runs.CHECKPOINTS,
-                plan.steps,
-                judging,
-                health,
-                best,
-                history,
-                task.metrics,
-                start,
-                lambda: task.computing.any(asked_to_stop()),
-            ),
-        ],
-    )
+            task.metrics,
+            start,
+            lambda: task.computing.any(asked_to_stop()),
+        ),
+    ]
+    return health, best, log, callbacks
 
 
 @contextmanager
@@ -311,6 +310,8 @@ def _entered(
             yield folder, checkpoints.newest(run / runs.CHECKPOINTS, say)
             return
         if not is_begun:
+            if run.is_dir():
+                stack.enter_context(runs.alone(run))  # nobody is at work in what is replaced
             # Once there is something to go on from, a run that fails is worth more than the one before it.
             stack.enter_context(kept_until_done(run, lambda: any((run / runs.CHECKPOINTS).glob("*.npz"))))
             run.mkdir(parents=True)
