@@ -15,7 +15,7 @@ from luna_cls.errors import InputError
 
 Fold = Annotated[int, Field(ge=0, le=9)]
 
-_NAMES = ("model.name=", "loss.name=")
+_NULL = "null"
 
 
 class _Frozen(BaseModel):
@@ -178,6 +178,10 @@ class Settings(_Frozen):
             )
 
 
+# What has parameters of its own beside its name, and its default.
+_NAMES = {("model", "name"): ModelSettings().name, ("loss", "name"): LossSettings().name}
+
+
 def recipe_names() -> list[str]:
     """The recipes that come with the package."""
     folder = resources.files("luna_cls") / "recipes"
@@ -193,26 +197,27 @@ def load_settings(recipe: str = "seed", overrides: Iterable[str] = ()) -> Settin
 
     Args:
         recipe: A recipe's name, or the path of a TOML file.
-        overrides: Each `key.path=value`; the value is TOML, or else taken as text.
+        overrides: Each `key.path=value`; the value is TOML, or else taken as text. "null" takes the recipe's
+            value away.
 
     Raises:
         InputError: If the recipe is unknown, or a key or value is wrong; lists the right keys.
     """
     tree = _read_recipe(recipe)
-    for override in sorted(overrides, key=lambda override: not override.startswith(_NAMES)):
-        path, equals, text = override.partition("=")
-        keys = path.strip().split(".")
-        if not equals or not all(keys):
-            raise InputError(f"--set needs key.path=value. Received: '{override}'.")
+    for keys, value in sorted(map(_parse, overrides), key=lambda override: override[0] not in _NAMES):
         branch = tree
         for key in keys[:-1]:
             branch = branch.setdefault(key, {})
             if not isinstance(branch, dict):
-                raise InputError(f"--set {path}: '{key}' has nothing below it. Received: '{override}'.")
-        value = _parse_value(text.strip())
-        if override.startswith(_NAMES) and branch.get("name", value) != value:
+                raise InputError(
+                    f"--set {'.'.join(keys)}: '{key}' has nothing below it. Received: {value!r}."
+                )
+        if keys in _NAMES and value != branch.get("name", _NAMES[keys]):
             branch.clear()
-        branch[keys[-1]] = value
+        if value is None:
+            branch.pop(keys[-1], None)
+        else:
+            branch[keys[-1]] = value
     try:
         return Settings.model_validate(tree)
     except ValidationError as error:
@@ -232,6 +237,15 @@ def _read_recipe(recipe: str) -> dict[str, Any]:
         return tomllib.loads(text.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"The recipe {recipe} is not TOML: {error}.") from error
+
+
+def _parse(override: str) -> tuple[tuple[str, ...], Any]:
+    """The keys of a `key.path=value`, and the value; None for "null"."""
+    path, equals, text = override.partition("=")
+    keys = tuple(path.strip().split("."))
+    if not equals or not all(keys):
+        raise InputError(f"--set needs key.path=value. Received: '{override}'.")
+    return keys, None if text.strip() == _NULL else _parse_value(text.strip())
 
 
 def _parse_value(text: str) -> Any:

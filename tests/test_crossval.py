@@ -254,9 +254,9 @@ def test_it_is_no_run_of_train(copy, store, option):
 
 
 def test_several_processes_for_one_model_are_refused(store, tmp_path):
-    """distribution = multihost is one line that says what to use instead."""
+    """Of `distribution = multihost` a line says what to use instead."""
     settings = load_settings("seed", [*SETTINGS, "distribution=multihost"])
-    with pytest.raises(InputError, match="multihost is for several. Use mirrored, or --workers or --dask"):
+    with pytest.raises(InputError, match=r"multihost is for several\. Use mirrored, or --workers or --dask"):
         crossvalidate(store, settings, tmp_path / "out", say=_quiet)
 
 

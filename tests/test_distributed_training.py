@@ -28,6 +28,7 @@ OPTIONS = [
     *("--set", "sampling.positives_per_batch=2"),
     *("--set", "optimizer.learning_rate=1e-3"),
     *("--set", "optimizer.epsilon=1"),
+    *("--set", "optimizer.clip_norm=0.5"),
     *("--set", "precision=float32"),
 ]
 
@@ -95,7 +96,7 @@ def _moved_by(run, name="model/0/kernel"):
 
 def test_two_logical_devices_end_where_one_does(small_store, tmp_path, run_cli):
     """TensorFlow, mirrored: after 8 steps, batch normalisation over both, no weight is 1e-5 away."""
-    options = ["--set", "model.dropout=0"]  # each device has luck of its own
+    options = ["--set", "model.dropout=0"]  # each device draws for its own cubes
     arguments = small_store.path, tmp_path / "two", *options, "--set", "distribution=mirrored"
     _ended(_started(TWO_LOGICAL_DEVICES, *arguments))
     one = run_cli("train", small_store.path, tmp_path / "one", *options, *OPTIONS)

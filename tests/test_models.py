@@ -295,6 +295,8 @@ def test_what_is_no_safe_model_is_refused(tmp_path, write, message):
         ("resnet", {"size_vox": 3, "filters": [1, 2, 3]}, "2 stages halve a cube of 3 voxels to nothing"),
         ("contextual", {"contexts_vox": [43]}, "43 voxels cannot be cut from the middle of 41"),
         ("contextual", {"contexts_vox": [20]}, "20 voxels cannot be cut from the middle of 41"),
+        ("contextual", {"contexts_vox": []}, "contexts_vox of model contextual: .*at least 1 item"),
+        ("contextual", {"contexts_vox": [31, 31]}, r"names a context twice. Received: \[31, 31\]"),
         ("contextual", {"contexts_vox": [7]}, "3 blocks halve a cube of 7 voxels to nothing"),
     ],
     ids=[
@@ -307,6 +309,8 @@ def test_what_is_no_safe_model_is_refused(tmp_path, write, message):
         "too many stages",
         "too wide a context",
         "not in the middle",
+        "no context",
+        "a context twice",
         "too small a context",
     ],
 )

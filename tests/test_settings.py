@@ -204,6 +204,25 @@ def test_another_name_leaves_the_recipe_s_parameters_behind():
     assert (settings.model.name, settings.model.parameters) == ("resnet", {"blocks": 2})
     assert (settings.loss.name, settings.loss.parameters) == ("focal", {"gamma": 5})
     assert load_settings("seed", ["model.name=seed_cnn"]) == load_settings("seed")
+    assert load_settings("seed", [" model.name =resnet"]).model.parameters == {}
+
+
+def test_a_recipe_that_names_no_model_means_the_default_one(tmp_path):
+    """Its parameters are those of the seed CNN, and left behind for another."""
+    (tmp_path / "my.toml").write_text("[model]\ndense_units = 5\n")
+
+    assert load_settings(str(tmp_path / "my.toml")).model.parameters == {"dense_units": 5}
+    assert load_settings(str(tmp_path / "my.toml"), ["model.name=resnet"]).model.parameters == {}
+
+
+def test_null_takes_a_setting_away():
+    """The workstation's average, clipping and share of nodules; a key that is not there stays away."""
+    overrides = ["training.ema=null", "optimizer.clip_norm=null", "training.patience=null"]
+    settings = load_settings("workstation", [*overrides, "sampling.positives_per_batch=null"])
+
+    assert settings.training.ema is settings.optimizer.clip_norm is settings.training.patience is None
+    assert settings.sampling.positives_per_batch is None
+    assert load_settings("seed", ["augmentation.symmetries=none"]).augmentation.symmetries == "none"
 
 
 def test_an_empty_recipe_gives_the_defaults(tmp_path):

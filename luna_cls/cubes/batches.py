@@ -100,8 +100,9 @@ def check_margin(store: CubeStore, augmentation: AugmentationSettings | None) ->
     needed = margin_vox(augmentation, store.spec) if augmentation else 0
     if needed > store.format.margin_vox:
         raise InputError(
-            f"augmentation.shift_mm, scale and rotation_degrees need {needed} voxels around each cube; "
-            f"{store.path} has {store.format.margin_vox}. Lower them, or prepare it with --margin {needed}."
+            f"augmentation.shift_mm, scale and rotation_degrees need {needed} voxels around each cube of "
+            f"{store.spec.size_vox}; {store.path} has {store.format.margin_vox}. Lower them, or prepare it "
+            f"with --margin {needed + (store.spec.size_vox - CubeSpec().size_vox) // 2}."
         )
 
 

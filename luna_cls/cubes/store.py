@@ -147,11 +147,13 @@ class CubeStore:
         margin_vox = (stored_vox - size_vox) // 2
         if margin_vox < 0 or stored_vox != size_vox + 2 * margin_vox:
             parity = "an odd" if stored_vox % 2 else "an even"
-            missing_vox = max(self.format.margin_vox, -(-(size_vox - self.spec.size_vox) // 2))
+            wanted_vox = (size_vox - self.spec.size_vox) // 2
+            can_be_prepared = (size_vox - stored_vox) % 2 == 0 and wanted_vox <= _WIDEST_MARGIN_VOX
             raise InputError(
                 f"The model reads cubes of {size_vox} voxels (model.size_vox). Those in {self.path} have "
                 f"{self.spec.size_vox} and a margin of {self.format.margin_vox} on every side: take {parity} "
-                f"number up to {stored_vox}, or prepare them with --margin {missing_vox}."
+                f"number up to {stored_vox}"
+                + (f", or prepare them with --margin {wanted_vox}." if can_be_prepared else ".")
             )
         spec = CubeSpec(size_vox, self.spec.spacing_mm)
         return replace(self, format=CubeFormat(spec, margin_vox, self.format.dtype))

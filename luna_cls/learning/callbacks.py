@@ -28,7 +28,7 @@ class JudgedModel(keras.callbacks.Callback):
     """Brings the model that is validated and kept up to the one that trains, after every epoch.
 
     It has the same weights, or their averages where the optimizer keeps some. Batch normalisation's own
-    averages are taken as they are. It must be the first callback.
+    averages are taken as they are. It must come before whatever looks at that model.
 
     Args:
         judged: A model built as the one that trains.

@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from numpy.typing import NDArray
 
 from luna_cls.cubes.plan import Plan
 from luna_cls.errors import InputError
@@ -43,6 +44,10 @@ class Devices:
     def any(self, answer: bool) -> bool:
         """Whether the answer is yes in any process; all must ask."""
         return answer
+
+    def of_first(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What the first process has; all must ask. Whatever is decided upon it, they decide alike."""
+        return values
 
     def wait(self) -> None:
         """Until all processes have come here."""
@@ -127,6 +132,12 @@ class Multihost(Devices):
         from jax.experimental import multihost_utils
 
         return bool(np.any(multihost_utils.process_allgather(np.array([answer]))))
+
+    def of_first(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Sends them."""
+        from jax.experimental import multihost_utils
+
+        return np.asarray(multihost_utils.broadcast_one_to_all(values))
 
     def wait(self) -> None:
         """Gathers nothing."""

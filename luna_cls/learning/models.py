@@ -138,7 +138,7 @@ def resnet(
 @validate_call
 def contextual(
     size_vox: Positive = 41,
-    contexts_vox: Sequence[Positive] = (21, 31, 41),
+    contexts_vox: Annotated[Sequence[Positive], Field(min_length=1)] = (21, 31, 41),
     filters: Sequence[Positive] = (16, 32, 64),
     dense_units: Positive = 64,
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.4,
@@ -162,8 +162,11 @@ def contextual(
         A model as `seed_cnn` gives.
 
     Raises:
-        InputError: If a context does not fit into the middle of the cube, or is too small for so many blocks.
+        InputError: If a context is named twice, does not fit into the middle of the cube, or is too small
+            for so many blocks.
     """
+    if len(set(contexts_vox)) < len(contexts_vox):
+        raise InputError(f"model.contexts_vox names a context twice. Received: {list(contexts_vox)}.")
     for edge in contexts_vox:
         if edge > size_vox or (size_vox - edge) % 2:
             raise InputError(

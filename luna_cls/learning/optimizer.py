@@ -17,7 +17,8 @@ class WatchedAdamW(keras.optimizers.AdamW):
     """Keras' AdamW that watches its gradients and may average the weights.
 
     `largest_gradient_norm` is the largest norm of a gradient, before it is clipped, since that was last set
-    to 0; on several replicas, that of the first one's share.
+    to 0. Gradients are clipped by the norm of the whole batch's; Keras' own `global_clipnorm` clips the share
+    of each replica, which is another thing.
 
     `averages`, one for each trainable weight, follow the weights after every step: a step keeps the share
     `ema` of an average, or less at the beginning, so that it forgets where the weights began. Keras' own
@@ -25,12 +26,13 @@ class WatchedAdamW(keras.optimizers.AdamW):
 
     Args:
         ema: That share; None for no averages.
+        clip_norm: The largest norm, of all gradients together; None for any.
         **kwargs: Those of `keras.optimizers.AdamW`.
     """
 
-    def __init__(self, *, ema: float | None = None, **kwargs: Any) -> None:
+    def __init__(self, *, ema: float | None = None, clip_norm: float | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._ema = ema
+        self._ema, self._clip_norm = ema, clip_norm
         self.averages: list[Any] = []
 
     def build(self, variables: list[Any]) -> None:
@@ -48,9 +50,12 @@ class WatchedAdamW(keras.optimizers.AdamW):
         """Updates the weights."""
         if trainable_variables is not None and not self.built:
             self.build(trainable_variables)
-        squares = [ops.sum(ops.square(ops.cast(grad, "float32"))) for grad in grads if grad is not None]
-        norm = ops.sqrt(ops.sum(ops.stack(squares)))
+        known = [ops.cast(grad, "float32") for grad in grads if grad is not None]
+        norm = ops.sqrt(ops.sum(ops.stack([ops.sum(ops.square(grad)) for grad in _of_all_replicas(known)])))
         self.largest_gradient_norm.assign(ops.maximum(self.largest_gradient_norm, norm))
+        if self._clip_norm is not None:
+            scale = self._clip_norm / ops.maximum(norm, self._clip_norm)
+            grads = [None if grad is None else grad * ops.cast(scale, grad.dtype) for grad in grads]
         super().apply(grads, trainable_variables)
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
@@ -82,12 +87,24 @@ def adamw(settings: OptimizerSettings, steps: int, ema: float | None = None) -> 
         beta_2=settings.beta_2,
         epsilon=settings.epsilon,
         weight_decay=settings.weight_decay,
-        global_clipnorm=settings.clip_norm,
+        clip_norm=settings.clip_norm,
         ema=ema,
     )
     if not settings.decay_biases_and_normalization:
         optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     return optimizer
+
+
+def _of_all_replicas(grads: list[Any]) -> list[Any]:
+    """The gradients of the whole batch, where TensorFlow has split it over several replicas."""
+    if keras.backend.backend() != "tensorflow":
+        return grads
+    import tensorflow as tf
+
+    if tf.distribute.get_strategy().num_replicas_in_sync == 1:
+        return grads
+    context = tf.distribute.get_replica_context()
+    return list(context.all_reduce(tf.distribute.ReduceOp.SUM, grads))
 
 
 def _schedule(settings: OptimizerSettings, steps: int) -> keras.optimizers.schedules.LearningRateSchedule:

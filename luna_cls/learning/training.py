@@ -76,6 +76,7 @@ def train(
 
     A run that was killed at any moment, or paused, and is then resumed ends with the very weights, history
     and predictions of one that never stopped, on a processor, with the same versions and number of cores.
+    (With `mirrored`, paused within an epoch, the last digits of that epoch's training loss may differ.)
 
     Args:
         store: The cubes.
@@ -123,7 +124,7 @@ def train(
             return None
         if not is_first:
             return None
-        logits = _logits(models.load(run / MODEL), task.validation)
+        logits = _logits(models.load(run / MODEL), task.validation).astype(np.float64)
         result = {
             "best_epoch": best.epoch + 1,
             "monitor": settings.training.monitor,
@@ -189,6 +190,7 @@ def _task(store: CubeStore, settings: Settings, computing: Devices) -> _Task:
         model = models.get(settings.model.name, **settings.model.parameters)
         computing.join_statistics(model)
     judged = models.get(settings.model.name, **settings.model.parameters)
+    judged.jit_compile = models.jit_compile()
     store = _seen(store, model)
     split = split_by_fold(store.candidates, settings.split.validation_folds, settings.split.test_folds)
     plan = _plan(store, split, settings)
@@ -243,7 +245,8 @@ def _callbacks(
 
     def logits() -> NDArray[np.float64]:
         with task.computing.apart():
-            return _logits(task.judged, task.validation) + task.shift
+            own = _logits(task.judged, task.validation)
+        return task.computing.of_first(own).astype(np.float64) + task.shift
 
     before = diagnose_plan(task.store.candidates, task.split, plan, course)
     health = TrainingHealth(say, task.judged, course, before)
@@ -308,6 +311,7 @@ def _entered(
             folder = Path(stack.enter_context(TemporaryDirectory()))
             task.computing.wait()  # until the first has looked for checkpoints
             yield folder, checkpoints.newest(run / runs.CHECKPOINTS, say)
+            task.computing.wait()  # until the first has written all: should one leave, all are ended
             return
         if not is_begun:
             if run.is_dir():
@@ -319,6 +323,7 @@ def _entered(
         start = runs.open_run(run, task.settings, task.environment, say)
         task.computing.wait()
         yield run, start
+        task.computing.wait()
 
 
 def _nothing(line: str) -> None:
@@ -369,8 +374,8 @@ def _fit(task: _Task, start: Checkpoint | None, callbacks: list[keras.callbacks.
         ) from error
 
 
-def _logits(model: keras.Model, batches: tf.data.Dataset) -> NDArray[np.float64]:
-    return model.predict(batches, verbose=0).reshape(-1).astype(np.float64)
+def _logits(model: keras.Model, batches: tf.data.Dataset) -> NDArray[np.float32]:
+    return model.predict(batches, verbose=0).reshape(-1)
 
 
 def _check_monitor(monitor: str, metrics: dict[str, float]) -> None:
