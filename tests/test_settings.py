@@ -159,7 +159,7 @@ def test_settings_are_frozen():
         ("distribution=horovod", "distribution: .*'mirrored' or 'multihost'. Received: 'horovod'"),
         ("optimizer.beta_1=1", "optimizer.beta_1: .*less than 1. Received: 1"),
         ("training=3", "training is a section, not a value. Known in training: epochs"),
-        ("seed.deep=3", "'seed' has nothing below it. Received: 'seed.deep=3'"),
+        ("seed.deep=3", "--set seed.deep: 'seed' has nothing below it. Received: 3"),
         ("training.epochs", "--set needs key.path=value. Received: 'training.epochs'"),
         ("=3", "--set needs key.path=value. Received: '=3'"),
         ("training..epochs=3", "--set needs key.path=value"),
