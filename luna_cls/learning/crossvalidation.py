@@ -465,7 +465,7 @@ def _pool(
 
 def _predictions(store: CubeStore, fold: Fold) -> pd.DataFrame:
     """A fold's predictions by row of the store, after what is on disk shows that its model never saw it."""
-    used = load_settings(str(fold.run / SETTINGS))
+    used = load_settings(str(fold.run / "settings.toml"))
     differing = fold.settings.differences(used)
     if differing:
         raise LeakError(
