@@ -238,9 +238,9 @@ def test_nothing_is_replaced_while_another_is_at_work(copy, store):
     before = _results(copy)
     with alone_in(copy, ""), pytest.raises(InputError, match="Another crossval is at work in"):
         crossvalidate(store, _settings(), copy, force=True, say=_quiet)
+    own = _settings("split.validation_folds=[1]")
     with alone_in(copy / "fold0", ""), pytest.raises(InputError, match="Another training is at work in"):
-        settings = _settings("split.validation_folds=[1]")
-        training.train(store, settings, copy / "fold0", force=True, say=_quiet)
+        training.train(store, own, copy / "fold0", force=True, say=_quiet)
 
     assert _results(copy) == before
 
