@@ -1,5 +1,6 @@
 """A run that was killed or paused at any moment, and gone on with, is the run that never stopped."""
 
+import errno
 import json
 import os
 import signal
@@ -197,6 +198,27 @@ def test_a_flipped_bit_is_passed_over(tmp_path, byte):
 
     assert (read.epoch, len(said)) == (1, 1)
     assert not newest.exists()
+
+
+def test_a_disk_that_is_full_while_saving_costs_nothing(small_store, whole, tmp_path, monkeypatch):
+    """No room for the second epoch's checkpoint: the first one stays whole, and the end is the same."""
+    run, save = tmp_path / "run", np.savez
+
+    def without_room(path, **arrays):
+        save(path, **arrays)
+        if path.name.startswith(".000002"):
+            path.write_bytes(path.read_bytes()[:1000])
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("luna_cls.learning.checkpoints.np.savez", without_room)
+        with pytest.raises(OSError, match="No space left on device"):
+            train(small_store, _settings(), run, say=_quiet)
+    kept = [path.name for path in (run / "checkpoint").iterdir()]
+    train(small_store, _settings(), run, resume=True, say=_quiet)
+
+    assert kept == ["000001-000000000.npz"]
+    assert _result(run) == _result(whole)
 
 
 def test_without_a_checkpoint_that_can_be_read_nothing_is_guessed(small_store, begun):
