@@ -26,7 +26,7 @@ OPTIONS = [
     *("--set", "training.steps_per_epoch=4"),
     *("--set", "training.ema=0.9"),
     *("--set", "sampling.positives_per_batch=2"),
-    *("--set", "optimizer.learning_rate=1e-3"),
+    *("--set", "optimizer.learning_rate=0.05"),
     *("--set", "optimizer.epsilon=1"),
     *("--set", "optimizer.clip_norm=0.5"),
     *("--set", "precision=float32"),
@@ -104,7 +104,7 @@ def test_two_logical_devices_end_where_one_does(small_store, tmp_path, run_cli):
     assert one.returncode == 0, one.stderr
     environment = json.loads((tmp_path / "two" / "environment.json").read_text())
     assert environment["devices"] == ["cpu:0", "cpu:1"]
-    assert _moved_by(tmp_path / "one") > 1e-4
+    assert _moved_by(tmp_path / "one") > 3e-4
     _assert_close(_variables(tmp_path / "two"), _variables(tmp_path / "one"))
 
 
@@ -135,7 +135,7 @@ def test_two_processes_end_where_one_does(small_store, tmp_path):
     first, other, one = (_variables(tmp_path / name) for name in ("two", "other", "one"))
     for name, values in first.items():
         np.testing.assert_array_equal(other[name], values, err_msg=name)
-    assert _moved_by(tmp_path / "one") > 1e-4
+    assert _moved_by(tmp_path / "one") > 3e-4
     _assert_close(first, one)
     assert str(tmp_path / "two") in said[0][0]
     assert "validation" not in said[1][0] + said[1][1]

@@ -17,8 +17,11 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
     all and reads bfloat16 directly. Variables, outputs, gradients and moving statistics are those of
     the layer it stands for, up to rounding.
 
-    What the kernel cannot do (masks, training when `synchronized`, `renorm`, a channel axis that is not the
-    last, missing `gamma` or `beta`) and every backend but TensorFlow take Keras' own path.
+    What the kernel cannot do (masks, `renorm`, a channel axis that is not the last, missing `gamma` or
+    `beta`) and every backend but TensorFlow take Keras' own path.
+
+    When `synchronized`, training takes the statistics of all replicas of TensorFlow's strategy: the mean
+    first, and the variance about it, where Keras takes the mean of the squares less the mean's square.
 
     Args:
         **kwargs: Those of `keras.layers.BatchNormalization`.
@@ -26,7 +29,9 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """Normalises `inputs`, any shape with channels last; the same shape in the compute dtype."""
-        if mask is not None or not self._kernel_serves(inputs, training):
+        if mask is None and training and self.synchronized and self._kernel_serves(inputs):
+            return self._over_all_replicas(inputs)
+        if mask is not None or self.synchronized or not self._kernel_serves(inputs):
             return super().call(inputs, training=training, mask=mask)
         import tensorflow as tf
 
@@ -50,17 +55,32 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
             self._move(self.moving_variance, variance * (ops.maximum(count, 2.0) - 1.0) / count)
         return ops.cast(tf.reshape(outputs, shape), self.compute_dtype)
 
+    def _over_all_replicas(self, inputs: Any) -> Any:
+        import tensorflow as tf
+
+        def total(values: Any) -> Any:
+            return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
+
+        values, axes = ops.cast(inputs, "float32"), list(range(len(inputs.shape) - 1))
+        count = total(ops.cast(tf.size(values) // inputs.shape[-1], "float32"))
+        mean = total(tf.reduce_sum(values, axes)) / count
+        centered = values - mean
+        variance = total(tf.reduce_sum(tf.square(centered), axes)) / count
+        self._move(self.moving_mean, mean)
+        self._move(self.moving_variance, variance)
+        scale = ops.cast(self.gamma, "float32") * tf.math.rsqrt(variance + self.epsilon)
+        return ops.cast(centered * scale + ops.cast(self.beta, "float32"), self.compute_dtype)
+
     def _move(self, average: Any, value: Any) -> None:
         average.assign(average * self.momentum + value * (1.0 - self.momentum))
 
-    def _kernel_serves(self, inputs: Any, training: bool | None) -> bool:
+    def _kernel_serves(self, inputs: Any) -> bool:
         return (
             keras.backend.backend() == "tensorflow"
             and len(inputs.shape) > 2
             and self.axis in (-1, len(inputs.shape) - 1)
             and self.scale
             and self.center
-            and not (self.synchronized and training)
             and not self.renorm
             and inputs.dtype in ("float32", "bfloat16", "float16")
         )
