@@ -488,8 +488,10 @@ def _live() -> Iterator[Callable[[int, int, str], None] | None]:
         return
     columns = (BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=_err, transient=True) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, total, how: bar.update(task, completed=done, total=total, description=how)
+        task = bar.add_task("", total=None, visible=False)  # until there is something to tell
+        yield lambda done, total, how: bar.update(
+            task, completed=done, total=total, description=how, visible=True
+        )
 
 
 @contextmanager
