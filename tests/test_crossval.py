@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from distributed import Client
+from test_resume import _StopAfter
 from test_store_on_a_cluster import SCHEDULER, _address, _running
 from typer.testing import CliRunner
 
@@ -164,17 +165,6 @@ def test_every_line_says_its_fold(crossed):
         own = [line for line in lines if line.startswith(f"fold {fold}: ")]
         assert sum(line.startswith(f"fold {fold}: epoch ") for line in own) == 2
     assert all(line.startswith("fold ") for line in lines)
-
-
-class _StopAfter:
-    """Asks to stop, from then on, once it has been looked at so many times."""
-
-    def __init__(self, looks):
-        self.left = looks
-
-    def __call__(self):
-        self.left -= 1
-        return self.left < 0
 
 
 def _forget(out, *folds):
