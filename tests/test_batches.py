@@ -203,5 +203,5 @@ def test_cubes_without_a_margin_are_not_moved(small_store):
     rows = np.arange(40)
     plan = Plan(rows[small_store.labels == 0], rows[small_store.labels == 1], 8, seed=5)
 
-    with pytest.raises(InputError, match=r"need 2 voxels around each cube; .* has 0.*--margin 2"):
+    with pytest.raises(InputError, match=r"need 2 voxels around each cube of 31; .* has 0.*--margin 2"):
         training_batches(small_store, plan, range(1), AugmentationSettings(shift_mm=2))
