@@ -165,6 +165,7 @@ def test_a_training_that_ended_early_ends_with_3(store, tmp_path, monkeypatch):
     """Status 3, and the run is there, if the training diverged after an epoch that was good."""
     monkeypatch.setattr(TrainingHealth, "on_train_batch_end", _diverge_in_epoch_2)
     options = ["--val-folds", "3", *TINY, "--set", "training.epochs=3", "--set", "precision=float32"]
+    options += ["--set", "training.batch_size=30"]
 
     done = CliRunner().invoke(app, ["train", str(store), str(tmp_path / "run"), *options])
 

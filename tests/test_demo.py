@@ -48,7 +48,7 @@ def test_the_demo_learns(demo):
 
 
 def test_tensorboard_shows_scalars_histograms_and_the_exact_validation_metrics(demo):
-    """What TensorBoard reads is what history.csv says, epoch by epoch, and every weight has a histogram."""
+    """What TensorBoard reads is what history.csv says, epoch by epoch; scores have a histogram by class."""
     out, _ = demo
     history = pd.read_csv(out / "run" / "history.csv")
     logs = {
@@ -59,11 +59,15 @@ def test_tensorboard_shows_scalars_histograms_and_the_exact_validation_metrics(d
     def read(name, tag):
         return [float(make_ndarray(event.tensor_proto)) for event in logs[name].Tensors(tag)]
 
-    for metric in ("loss", "auc", "average_precision", "balanced_accuracy", "specificity_at_sensitivity_0.9"):
-        assert read("validation", f"epoch_{metric}") == pytest.approx(
-            history[f"val_{metric}"].tolist(), rel=1e-6
-        )
-    assert read("train", "epoch_auc") == pytest.approx(history["auc"].tolist(), rel=1e-6)
-    histograms = [tag for tag in logs["train"].Tags()["tensors"] if tag.endswith("/histogram")]
-    assert any("block1_conv_a/kernel" in tag for tag in histograms)
-    assert len(histograms) == 72
+    shown = {
+        "loss": "loss/loss",
+        "auc": "ranking/auc",
+        "average_precision": "ranking/average_precision",
+        "balanced_accuracy": "decisions/balanced_accuracy",
+        "specificity_at_sensitivity_0.9": "operating_points/specificity_at_sensitivity_0.9",
+    }
+    for metric, tag in shown.items():
+        assert read("validation", tag) == pytest.approx(history[f"val_{metric}"].tolist(), rel=1e-6)
+        assert read("train", tag) == pytest.approx(history[metric].tolist(), rel=1e-6)
+    tags = logs["validation"].Tags()["tensors"]
+    assert {"scores/nodules", "scores/others", "ranking/precision_recall/pr_curves"} <= set(tags)

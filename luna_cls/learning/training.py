@@ -198,6 +198,11 @@ def _task(store: CubeStore, settings: Settings, computing: Devices) -> _Task:
     check_margin(store, settings.augmentation)
     loss, exact_loss = _loss(settings, plan), _loss(settings, plan)
     shift = _prior_shift(settings, plan, loss)
+    if plan.batch_size > len(split.train):
+        raise InputError(
+            f"training.batch_size must be at most the number of training cubes, {len(split.train)}. "
+            f"Received: {plan.batch_size}."
+        )
     labels = store.labels[split.validation]
     if len(set(labels.tolist())) < 2:
         raise InputError(
@@ -397,11 +402,6 @@ def _seen(store: CubeStore, model: keras.Model) -> CubeStore:
 
 
 def _plan(store: CubeStore, split: Split, settings: Settings) -> Plan:
-    if settings.training.batch_size > len(split.train):
-        raise InputError(
-            f"training.batch_size must be at most the number of training cubes, {len(split.train)}. "
-            f"Received: {settings.training.batch_size}."
-        )
     is_nodule = store.labels[split.train] == 1
     return Plan(
         negatives=split.train[~is_nodule],
