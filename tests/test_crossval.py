@@ -3,14 +3,12 @@
 import json
 import os
 import shutil
-from contextlib import ExitStack
 
 import numpy as np
 import pandas as pd
 import pytest
-from distributed import Client
 from test_resume import _StopAfter
-from test_store_on_a_cluster import SCHEDULER, _address, _running
+from test_store_on_a_cluster import _cluster
 from typer.testing import CliRunner
 
 from luna_cls.cli import app
@@ -446,12 +444,7 @@ def test_a_cluster_gives_the_same_bytes(crossed, copy, store, tmp_path):
     _forget(copy, 1)
     worker = "distributed.cli.dask_worker", "--nworkers", "1", "--nthreads", "2"
     lines = []
-    with ExitStack() as stack:
-        stack.enter_context(_running(*SCHEDULER, folder=tmp_path))
-        stack.enter_context(_running(*worker, folder=tmp_path))
-        address = _address(tmp_path)
-        with Client(address, set_as_default=False) as client:
-            client.wait_for_workers(1, timeout=60)
+    with _cluster(tmp_path, worker, 1) as address:
         crossvalidate(store, _settings(), copy, dask=address, resume=True, say=lines.append)
 
     assert sorted(lines) == ["fold 0: finished already", "fold 1: done", "fold 2: finished already"]

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import pytest
 from distributed import Client
@@ -50,16 +50,20 @@ def _address(folder):
     return json.loads((folder / "cluster").read_text())["address"]
 
 
+@contextmanager
+def _cluster(folder, workers, count):
+    """The address of a Dask scheduler on this machine, once all of its worker processes are there."""
+    with _running(*SCHEDULER, folder=folder), _running(*workers, folder=folder):
+        address = _address(folder)
+        with Client(address, set_as_default=False) as client:
+            client.wait_for_workers(count, timeout=60)
+        yield address
+
+
 @pytest.fixture(scope="module")
 def scheduler(tmp_path_factory):
     """The address of a Dask scheduler on this machine with two worker processes."""
-    folder = tmp_path_factory.mktemp("cluster")
-    with ExitStack() as stack:
-        stack.enter_context(_running(*SCHEDULER, folder=folder))
-        stack.enter_context(_running(*WORKERS, folder=folder))
-        address = _address(folder)
-        with Client(address, set_as_default=False) as client:
-            client.wait_for_workers(2, timeout=60)
+    with _cluster(tmp_path_factory.mktemp("cluster"), WORKERS, 2) as address:
         yield address
 
 

@@ -105,7 +105,7 @@ def crossvalidate(
     """Trains a model for every fold of the store and pools what each says of the fold it has not seen.
 
     Of each fold there is `out/foldK`, the folder of an ordinary run (`learning.training.train`) with
-    `test_predictions.csv`. Beside them: `settings.toml`, `crossval.json` (which fold was for what),
+    `test_predictions.csv`. Beside them: `crossval.toml`, `crossval.json` (which fold was for what),
     `predictions.csv` (every usable candidate once, in the order of the store), `seriesuids.csv` (all scans of
     the store), `metrics.json`, `failures.csv` and, with annotations and no fold missing, `evaluation/`.
 
@@ -337,7 +337,7 @@ def _train_and_score(job: _Job, asked_to_stop: Callable[[], bool], say: Callable
     logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of more than a few models in a process
     from luna_cls.cubes.batches import ordered_batches
     from luna_cls.learning import models
-    from luna_cls.learning.training import predictions_table, train
+    from luna_cls.learning.training import MODEL, logits_of, predictions_table, train
 
     fold, store = job.fold, CubeStore.open(job.store)
     settings = fold.settings
@@ -353,10 +353,10 @@ def _train_and_score(job: _Job, asked_to_stop: Callable[[], bool], say: Callable
     if result is None:
         return
     split = split_by_fold(store.candidates, settings.split.validation_folds, settings.split.test_folds)
-    model = models.load(fold.run / "model.keras")
+    model = models.load(fold.run / MODEL)
     seen = store.seen_as(model.input_shape[1])
     batches = ordered_batches(seen, split.test, settings.training.batch_size)
-    logits = model.predict(batches, verbose=0).reshape(-1).astype(np.float64)
+    logits = logits_of(model, batches).astype(np.float64)
     if not np.isfinite(logits).all():
         raise InputError("Its model gives logits that are not finite. Lower optimizer.learning_rate.")
     write_csv(fold.run / TEST_PREDICTIONS, predictions_table(store.candidates.iloc[split.test], logits))

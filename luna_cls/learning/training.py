@@ -124,7 +124,7 @@ def train(
             return None
         if not is_first:
             return None
-        logits = _logits(models.load(run / MODEL), task.validation).astype(np.float64)
+        logits = logits_of(models.load(run / MODEL), task.validation).astype(np.float64)
         result = {
             "best_epoch": best.epoch + 1,
             "monitor": settings.training.monitor,
@@ -250,7 +250,7 @@ def _callbacks(
 
     def logits() -> NDArray[np.float64]:
         with task.computing.apart():
-            own = _logits(task.judged, task.validation)
+            own = logits_of(task.judged, task.validation)
         return task.computing.of_first(own).astype(np.float64) + task.shift
 
     before = diagnose_plan(task.store.candidates, task.split, plan, course)
@@ -335,6 +335,11 @@ def _nothing(line: str) -> None:
     """Says nothing."""
 
 
+def logits_of(model: keras.Model, batches: tf.data.Dataset) -> NDArray[np.float32]:
+    """The logits `(n,)` of all cubes of some batches, in order."""
+    return model.predict(batches, verbose=0).reshape(-1)
+
+
 def predictions_table(candidates: pd.DataFrame, logits: NDArray[np.float64]) -> pd.DataFrame:
     """A LUNA16 submission of candidates `(n)` and their logits `(n,)`, with `class` where it is known."""
     # In float64, where probabilities stay apart up to a logit of 36; float32 ends at 17.
@@ -377,10 +382,6 @@ def _fit(task: _Task, start: Checkpoint | None, callbacks: list[keras.callbacks.
             f"The device has too little memory for batches of {training.batch_size}. "
             "Lower training.batch_size."
         ) from error
-
-
-def _logits(model: keras.Model, batches: tf.data.Dataset) -> NDArray[np.float32]:
-    return model.predict(batches, verbose=0).reshape(-1)
 
 
 def _check_monitor(monitor: str, metrics: dict[str, float]) -> None:
