@@ -208,3 +208,17 @@ def test_a_resample_is_the_score_of_the_scans_drawn(rows, seed):
             continue
         expected = froc.evaluate(tables[0], tables[1], [name for _, name in copies], tables[2]).summary()
         assert sensitivities.tolist() == pytest.approx(list(expected["sensitivity_at_fps"].values()))
+
+
+@settings(deadline=None)
+@given(mark_rows)
+def test_corners_are_enough(rows):
+    """Points between corners lie on straight lines: at any rate the corners give the curve's sensitivity."""
+    curve = _score(rows)
+    corners = curve.corners()
+
+    rates = np.unique(np.concatenate([curve.fps_per_scan + 1e-9, np.linspace(0.01, 12, 50)]))
+    whole = np.interp(rates, curve.fps_per_scan, curve.sensitivity)
+    assert np.interp(rates, corners["fps_per_scan"], corners["sensitivity"]) == pytest.approx(whole, abs=1e-6)
+    assert corners["threshold"].is_monotonic_decreasing
+    assert set(corners["threshold"]) <= set(curve.threshold)
