@@ -100,7 +100,7 @@ def _thinned(points: pd.DataFrame, most: int = 500) -> pd.DataFrame:
 
 
 def _sweep(is_nodule: NDArray[np.bool_], scores: NDArray[np.float64]) -> tuple[NDArray[Any], ...]:
-    """True and false positives from each threshold on, `(thresholds + 1,)` each, and the thresholds, falling."""
+    """True and false positives from each threshold on, `(thresholds + 1,)` each, and these, falling."""
     order = np.argsort(-scores, kind="stable")
     falling = scores[order]
     ends = np.flatnonzero(np.append(falling[1:] != falling[:-1], True))
