@@ -255,8 +255,8 @@ def _clustered_covariance(parts: Floats, is_nodule: NDArray[np.bool_], cluster: 
         sums.append(np.stack([np.bincount(own, row, minlength=number) for row in centred]))
         sizes.append(np.bincount(own, minlength=number))
     total = np.zeros((len(parts), len(parts)))
-    for of_class, size in zip(sums, sizes, strict=True):
-        total += _spread(int((size > 0).sum())) / size.sum() ** 2 * (of_class @ of_class.T)
+    for summed, size in zip(sums, sizes, strict=True):
+        total += _spread(int((size > 0).sum())) / size.sum() ** 2 * (summed @ summed.T)
     crossed = sums[0] @ sums[1].T / (sizes[0].sum() * sizes[1].sum())
     if crossed.any():  # only where a cluster has both classes, so there are as many clusters as it takes
         total += _spread(number) * (crossed + crossed.T)
