@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -88,11 +88,11 @@ def _share(value: float | None) -> str:
 
 
 def print_froc(console: Console, froc: Mapping[str, Any]) -> None:
-    """Prints sensitivity at LUNA16's seven rates of false positives, and their mean.
+    """Prints sensitivity at LUNA16's seven rates of false positives and their mean, the CPM, also by size.
 
     Args:
         console: Where to.
-        froc: What `FrocCurve.summary` gives.
+        froc: What `froc.json` holds.
     """
     table = Table(
         title=f"{froc['num_scans']} scans, {froc['num_nodules']} nodules",
@@ -101,8 +101,18 @@ def print_froc(console: Console, froc: Mapping[str, Any]) -> None:
     )
     table.add_column("false positives a scan")
     table.add_column("sensitivity", justify="right", style="bold")
+    bounds = froc["sensitivity_at_fps_interval_95"] or {}
+    if bounds:
+        table.add_column("95 % of resamples", justify="right")
     for rate, sensitivity in froc["sensitivity_at_fps"].items():
-        table.add_row(rate, _share(sensitivity))
+        table.add_row(rate, _share(sensitivity), *_interval(bounds.get(rate)))
     table.add_section()
-    table.add_row("CPM", _share(froc["cpm"]))
+    table.add_row("CPM", _share(froc["cpm"]), *_interval(froc["cpm_interval_95"]))
+    for size in froc["by_size"]:
+        name = f"CPM of {size['num_nodules']:,} nodules {size['diameter_mm']} mm"
+        table.add_row(name, _share(size["cpm"]), *_interval(size.get("cpm_interval_95")))
     console.print(table)
+
+
+def _interval(bounds: Sequence[float | None] | None) -> list[str]:
+    return [f"{_share(bounds[0])} to {_share(bounds[1])}"] if bounds else []
