@@ -22,9 +22,10 @@ def test_a_draw_without_the_metric_is_left_out():
 
 
 @pytest.mark.parametrize(("seen", "p"), [(0.0, 1.0), (1e-16, 1.0), (0.5, np.nan)], ids=str)
-def test_without_two_draws_there_is_no_interval(seen, p):
-    """One draw has no spread. What differs by rounding alone does not differ."""
-    found = paired_difference([seen, 0.5], [0.0, 0.5])
+@pytest.mark.parametrize("draws", [1, 5])
+def test_draws_that_all_show_the_same_give_no_interval(seen, p, draws):
+    """No spread, no interval. What differs by rounding alone does not differ."""
+    found = paired_difference([seen] + [0.5] * draws, [0.0] + [0.5] * draws)
 
     assert np.isnan(found.interval_95).all()
     assert found.p == pytest.approx(p, nan_ok=True)

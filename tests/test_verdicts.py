@@ -32,6 +32,16 @@ def test_no_difference_at_all_needs_no_number_of_scans():
     )
 
 
+def test_without_an_interval_it_says_so():
+    """Ahead in the one scan that tells: no spread, so no interval, and no number of scans."""
+    found = Difference(0.5, float("nan"))
+
+    assert verdicts.of_pair(("a", "b"), "auc", found, 2, 1.0, 1) == (
+        "a and b cannot be told apart with these 2 scans: a is ahead by 0.500 AUC (no interval from so few "
+        "scans)."
+    )
+
+
 @pytest.mark.parametrize(
     ("difference", "amount"),
     [(0.00021, "0.0003 CPM (95 % 0.0001 to 0.0004)"), (0.000021, "0.00003 CPM (95 % 0.00001 to 0.00004)")],

@@ -29,8 +29,9 @@ ROPE = 0.01  # a CPM or AUC that differs by less makes no difference (Benavoli e
 FEW_SCANS = 30
 
 _OF_TESTS = (
-    "DeLong's interval is over scans, as the bootstrap is. McNemar's test takes nodules and candidates to be "
-    "independent; those of one scan are not quite, so its p-values may be somewhat too small."
+    "DeLong's interval is over scans, as the bootstrap is. McNemar's test takes nodules to be independent "
+    "and thresholds to be given; nodules of one scan are not quite, and thresholds are of these very scans, "
+    "so its p-values may be somewhat too small."
 )
 _OF_METRICS = (
     "{metric} decides. Intervals and p-values of the other metrics are each by itself: among so many, one in "

@@ -89,7 +89,8 @@ def _amount(metric: str, found: Difference, more: str = "") -> str:
     low, high = found.interval_95 if found.difference > 0 else (-found.interval_95[1], -found.interval_95[0])
     size = abs(found.difference)
     digits = min(max(3, int(np.ceil(-np.log10(size)))), 9)
-    return f"{size:.{digits}f} {IN_WORDS[metric]} (95 % {low:.{digits}f} to {high:.{digits}f}{more})"
+    bounds = f"95 % {low:.{digits}f} to {high:.{digits}f}" if low < high else "no interval from so few scans"
+    return f"{size:.{digits}f} {IN_WORDS[metric]} ({bounds}{more})"
 
 
 def _p(p: float) -> str:
