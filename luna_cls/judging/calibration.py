@@ -10,8 +10,10 @@ above 1/2 above it.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol, Self
+from itertools import pairwise
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -29,10 +31,9 @@ LEAST_SLOPE = 1e-3  # of every curve, so that no two candidates become one
 PSEUDO_COUNT = 0.5  # of a nodule below all and of another candidate above all, for `Isotonic`
 
 
-class Method(Protocol):
-    """A curve from logits to calibrated logits: a frozen dataclass whose fields are its parameters."""
-
-    __dataclass_fields__: Any
+@dataclass(frozen=True)
+class Method(ABC):
+    """A curve from logits to calibrated logits, strictly rising; its fields are its parameters."""
 
     @classmethod
     def fit(cls, labels: ArrayLike, logits: ArrayLike) -> Self:
@@ -45,13 +46,22 @@ class Method(Protocol):
         Raises:
             InputError: If a class is missing or a logit is not finite.
         """
+        return cls._fitted(*_checked(labels, logits))
 
     def __call__(self, logits: ArrayLike) -> Floats:
-        """Calibrated logits, float64, of the shape given."""
+        """Calibrated logits, float64, of the shape of `logits`."""
+        return self._curve(np.asarray(logits, float))
+
+    @classmethod
+    @abstractmethod
+    def _fitted(cls, labels: Labels, logits: Floats) -> Self: ...
+
+    @abstractmethod
+    def _curve(self, logits: Floats) -> Floats: ...
 
 
 @dataclass(frozen=True)
-class Temperature:
+class Temperature(Method):
     """Logits are divided by one number (Guo et al. 2017). More than 1 was too sure, less was too unsure.
 
     The most likely one, with the prior of `fit_logistic`.
@@ -66,17 +76,16 @@ class Temperature:
         _require(_are_finite(self.temperature) and self.temperature > 0, self, "temperature above 0")
 
     @classmethod
-    def fit(cls, labels: ArrayLike, logits: ArrayLike) -> Self:
-        truth, given = _checked(labels, logits)
-        slope, _ = fit_logistic(truth, given[:, None], LEAST_SLOPE, intercept=False)
+    def _fitted(cls, labels: Labels, logits: Floats) -> Self:
+        slope, _ = fit_logistic(labels, logits[:, None], LEAST_SLOPE, intercept=False)
         return cls(1 / float(slope[0]))
 
-    def __call__(self, logits: ArrayLike) -> Floats:
-        return np.asarray(logits, float) / self.temperature
+    def _curve(self, logits: Floats) -> Floats:
+        return logits / self.temperature
 
 
 @dataclass(frozen=True)
-class Platt:
+class Platt(Method):
     """Logits are multiplied by one number, and another is added (Platt 1999, without his smoothed labels).
 
     The most likely ones, with the prior of `fit_logistic`. The intercept undoes what favoured nodules in
@@ -94,17 +103,16 @@ class Platt:
         _require(_are_finite(self.slope, self.intercept) and self.slope > 0, self, "a slope above 0")
 
     @classmethod
-    def fit(cls, labels: ArrayLike, logits: ArrayLike) -> Self:
-        truth, given = _checked(labels, logits)
-        slope, intercept = fit_logistic(truth, given[:, None], LEAST_SLOPE)
+    def _fitted(cls, labels: Labels, logits: Floats) -> Self:
+        slope, intercept = fit_logistic(labels, logits[:, None], LEAST_SLOPE)
         return cls(float(slope[0]), intercept)
 
-    def __call__(self, logits: ArrayLike) -> Floats:
-        return self.slope * np.asarray(logits, float) + self.intercept
+    def _curve(self, logits: Floats) -> Floats:
+        return self.slope * logits + self.intercept
 
 
 @dataclass(frozen=True)
-class Beta:
+class Beta(Method):
     """`a * ln(p) - b * ln(1 - p) + c`, p the probability (Kull et al. 2017): Platt with a slope for each end.
 
     The most likely ones, with the prior of `fit_logistic` on a and b.
@@ -124,19 +132,17 @@ class Beta:
         _require(is_right, self, "a and b above 0")
 
     @classmethod
-    def fit(cls, labels: ArrayLike, logits: ArrayLike) -> Self:
-        truth, given = _checked(labels, logits)
-        features = np.column_stack([log_expit(given), -log_expit(-given)])
-        (a, b), c = fit_logistic(truth, features, LEAST_SLOPE)
+    def _fitted(cls, labels: Labels, logits: Floats) -> Self:
+        features = np.column_stack([log_expit(logits), -log_expit(-logits)])
+        (a, b), c = fit_logistic(labels, features, LEAST_SLOPE)
         return cls(float(a), float(b), c)
 
-    def __call__(self, logits: ArrayLike) -> Floats:
-        given = np.asarray(logits, float)
-        return self.a * log_expit(given) - self.b * log_expit(-given) + self.c
+    def _curve(self, logits: Floats) -> Floats:
+        return self.a * log_expit(logits) - self.b * log_expit(-logits) + self.c
 
 
 @dataclass(frozen=True)
-class Isotonic:
+class Isotonic(Method):
     """Any rising curve (Zadrozny & Elkan 2002), without its steps.
 
     Isotonic regression gives blocks of one rate each, in which all order is lost, and rates of 0 and 1.
@@ -153,16 +159,15 @@ class Isotonic:
     calibrated: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        rise = all(a < b for row in (self.centers, self.calibrated) for a, b in zip(row, row[1:], strict=False))
+        rise = all(a < b for row in (self.centers, self.calibrated) for a, b in pairwise(row))
         are_numbers = _are_finite(*self.centers, *self.calibrated)
         is_right = len(self.centers) == len(self.calibrated) > 0 and are_numbers and rise
         _require(is_right, self, "as many rising centers as rising calibrated logits")
 
     @classmethod
-    def fit(cls, labels: ArrayLike, logits: ArrayLike) -> Self:
-        truth, given = _checked(labels, logits)
-        values, inverse, counts = np.unique(given, return_inverse=True, return_counts=True)
-        nodules = np.bincount(inverse, truth).astype(float)
+    def _fitted(cls, labels: Labels, logits: Floats) -> Self:
+        values, inverse, counts = np.unique(logits, return_inverse=True, return_counts=True)
+        nodules = np.bincount(inverse, labels).astype(float)
         weights = counts.astype(float)
         nodules[0] += PSEUDO_COUNT
         weights[[0, -1]] += PSEUDO_COUNT if len(values) > 1 else 2 * PSEUDO_COUNT
@@ -171,19 +176,20 @@ class Isotonic:
         centers = np.bincount(block, counts * values) / np.bincount(block, counts)
         return cls(tuple(centers.tolist()), tuple(logit(rates).tolist()))
 
-    def __call__(self, logits: ArrayLike) -> Floats:
-        given, x, y = np.asarray(logits, float), np.array(self.centers), np.array(self.calibrated)
-        outside = np.minimum(given - x[0], 0) + np.maximum(given - x[-1], 0)
+    def _curve(self, logits: Floats) -> Floats:
+        x, y = np.array(self.centers), np.array(self.calibrated)
+        outside = np.minimum(logits - x[0], 0) + np.maximum(logits - x[-1], 0)
         if len(x) == 1:
             return y[0] + LEAST_SLOPE * outside
-        left = np.clip(np.searchsorted(x, given, side="right") - 1, 0, len(x) - 2)
+        left = np.clip(np.searchsorted(x, logits, side="right") - 1, 0, len(x) - 2)
         slope = np.diff(y) / np.diff(x)
-        inside = y[left] + slope[left] * (np.clip(given, x[0], x[-1]) - x[left])
-        return np.minimum(inside, y[left + 1]) + LEAST_SLOPE * outside  # rounding must not pass the next centre
+        inside = y[left] + slope[left] * (np.clip(logits, x[0], x[-1]) - x[left])
+        # Rounding must not carry a logit past the next centre.
+        return np.minimum(inside, y[left + 1]) + LEAST_SLOPE * outside
 
 
 @dataclass(frozen=True)
-class PriorShift:
+class PriorShift(Method):
     """One number is added to logits: other odds of a nodule, all else as it was (Saerens et al. 2002).
 
     The most likely one; the mean probability is then the share of nodules. `shift_of` gives the one between
@@ -199,13 +205,12 @@ class PriorShift:
         _require(_are_finite(self.shift), self, "a number")
 
     @classmethod
-    def fit(cls, labels: ArrayLike, logits: ArrayLike) -> Self:
-        truth, given = _checked(labels, logits)
-        _, shift = fit_logistic(truth, np.empty((len(truth), 0)), offset=given)
+    def _fitted(cls, labels: Labels, logits: Floats) -> Self:
+        _, shift = fit_logistic(labels, np.empty((len(labels), 0)), offset=logits)
         return cls(shift)
 
-    def __call__(self, logits: ArrayLike) -> Floats:
-        return np.asarray(logits, float) + self.shift
+    def _curve(self, logits: Floats) -> Floats:
+        return logits + self.shift
 
 
 METHODS: dict[str, type[Method]] = {
@@ -249,7 +254,9 @@ def from_json(entry: Any) -> Method:
             f"The calibration {entry['method']} has the parameters {', '.join(known)}. "
             f"Received: {', '.join(parameters) or 'none'}."
         )
-    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in parameters.items()})
+    return kind(
+        **{key: tuple(value) if isinstance(value, list) else value for key, value in parameters.items()}
+    )
 
 
 def shift_of(prevalence_trained: float, prevalence_meant: float) -> float:

@@ -6,7 +6,7 @@ from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, logit
+from scipy.special import logit
 
 from luna_cls.errors import InputError
 
@@ -35,7 +35,8 @@ def check_classes(labels: NDArray[np.int64], scores: Floats) -> None:
     nodules = int(labels.sum())
     if not 0 < nodules < len(labels):
         raise InputError(
-            f"A calibration needs nodules and others. Received: {nodules} nodules among {len(labels)} candidates."
+            "A calibration needs nodules and others. "
+            f"Received: {nodules} nodules among {len(labels)} candidates."
         )
 
 
@@ -89,32 +90,38 @@ def _newton(
     labels: NDArray[np.int64], features: Floats, offset: Floats, *, intercept: bool
 ) -> tuple[float, Floats, float]:
     """Loss, coefficients and intercept; the features are centred and scaled on the way."""
-    center = features.mean(axis=0) if intercept else np.zeros(features.shape[1])
+    num = features.shape[1]
+    center = features.mean(axis=0) if intercept else np.zeros(num)
     scale = np.sqrt(((features - center) ** 2).mean(axis=0))
     scale[scale == 0] = 1.0
-    design = np.column_stack([(features - center) / scale, *([np.ones(len(labels))] if intercept else [])])
-    precision = np.full(design.shape[1], PRIOR_DEVIATION**-2)
-    at = np.zeros(design.shape[1])
+    rows = [*((features - center) / scale).T, *([np.ones(len(labels))] if intercept else [])]
+    design = np.array(rows).reshape(len(rows), len(labels))
+    at, precision = np.zeros(len(rows)), np.full(len(rows), PRIOR_DEVIATION**-2)
     if intercept:
-        precision[-1], at[-1] = 0.0, logit(labels.mean())
+        at[-1], precision[-1] = logit(labels.mean()) - offset.mean(), 0.0
+    is_nodule = labels == 1
 
-    def loss_of(at: Floats) -> float:
-        scores = design @ at + offset
-        return float(np.logaddexp(0, scores).sum() - scores[labels == 1].sum() + precision @ at**2 / 2)
+    def looked_at(at: Floats) -> tuple[float, Floats]:
+        """Loss and probabilities."""
+        scores = at @ design + offset
+        tail = np.exp(-np.abs(scores))  # one exponential for both: most of the time goes here
+        loss = np.maximum(scores, 0).sum() + np.log1p(tail).sum() - scores[is_nodule].sum()
+        return float(loss + precision @ at**2 / 2), np.where(scores < 0, tail, 1.0) / (1 + tail)
 
-    loss = loss_of(at)
-    for _ in range(_MAX_STEPS if design.shape[1] else 0):
-        probability = expit(design @ at + offset)
-        gradient = design.T @ (probability - labels) + precision * at
-        curvature = (design * (probability * (1 - probability))[:, None]).T @ design + np.diag(precision)
+    loss, probability = looked_at(at)
+    for _ in range(_MAX_STEPS if rows else 0):
+        gradient = design @ (probability - labels) + precision * at
+        curvature = (design * (probability * (1 - probability))) @ design.T + np.diag(precision)
         step = np.linalg.lstsq(curvature, gradient)[0]
         if gradient @ step < _ENOUGH:
             break
-        length = 1.0
-        while (closer := loss_of(at - length * step)) > loss and length > 1e-6:
+        closer, length = looked_at(at - step), 1.0
+        while closer[0] > loss and length > 1e-6:
             length /= 2
-        if closer > loss:
+            closer = looked_at(at - length * step)
+        if closer[0] > loss:
             break  # nothing is left to gain but rounding
-        at, loss = at - length * step, closer
-    coefficients = at[: features.shape[1]] / scale
+        at = at - length * step
+        loss, probability = closer
+    coefficients = at[:num] / scale
     return loss, coefficients, float(at[-1] - coefficients @ center) if intercept else 0.0

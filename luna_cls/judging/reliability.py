@@ -69,7 +69,7 @@ def assess(
     by_mass, by_nodules = _bins(truth, given, bins)
     prevalence = float(truth.mean())
     uncertainty = prevalence * (1 - prevalence)
-    found = figures(truth, given, bins)
+    found = _figures(truth, given, by_mass, by_nodules)
     spread = _sums(by_mass, given * (1 - given))
     return {
         "num_candidates": len(truth),
@@ -115,23 +115,7 @@ def figures(labels: ArrayLike, probability: ArrayLike, bins: int = BINS) -> dict
         InputError: As for `assess`.
     """
     truth, given = _checked(labels, probability)
-    by_mass, by_nodules = _bins(truth, given, bins)
-    gaps = np.abs(_sums(by_mass, given) - _sums(by_mass, truth))
-    found = {
-        "ece": float(gaps.sum() / len(truth)),
-        "max_calibration_error": float((gaps / _sums(by_mass)).max()),
-        "ece_of_nodules": float(
-            _ece_of_nodules(_sums(by_nodules), _sums(by_nodules, given), _sums(by_nodules, truth))
-        ),
-        "brier": float(((given - truth) ** 2).mean()),
-        "log_loss": float(_surprise(truth, given).mean()),
-    }
-    if not 0 < truth.sum() < len(truth):
-        return {**found, "slope": np.nan, "intercept": np.nan, "shift": np.nan}
-    logits = logit(np.clip(given, _NEAREST, 1 - _NEAREST))
-    slope, intercept = fit_logistic(truth, logits[:, None])
-    _, shift = fit_logistic(truth, np.empty((len(truth), 0)), offset=logits)
-    return {**found, "slope": float(slope[0]), "intercept": intercept, "shift": shift}
+    return _figures(truth, given, *_bins(truth, given, bins))
 
 
 def wilson_95(part: ArrayLike, whole: ArrayLike) -> Floats:
@@ -181,11 +165,31 @@ def _bins(labels: Labels, probability: Floats, bins: int) -> tuple[Bins, Bins]:
         of_value = np.minimum((most * middle / mass.sum()).astype(np.int64), most - 1)
         return np.unique(of_value, return_inverse=True)[1][inverse]
 
-    nodules = np.bincount(inverse, labels, minlength=len(values))
+    nodules = np.bincount(inverse, labels, minlength=len(values)).astype(float)
     counts = np.bincount(inverse, minlength=len(values)).astype(float)
     enough = max(1, min(bins, int(nodules.sum()) // NODULES_A_BIN))
     none = np.zeros(len(labels), np.int64)
     return by_mass(counts, bins), by_mass(nodules, enough) if labels.any() else none
+
+
+def _figures(labels: Labels, probability: Floats, by_mass: Bins, by_nodules: Bins) -> dict[str, float]:
+    gaps = np.abs(_sums(by_mass, probability) - _sums(by_mass, labels))
+    around_nodules = _ece_of_nodules(
+        _sums(by_nodules), _sums(by_nodules, probability), _sums(by_nodules, labels)
+    )
+    found = {
+        "ece": float(gaps.sum() / len(labels)),
+        "max_calibration_error": float((gaps / _sums(by_mass)).max()),
+        "ece_of_nodules": float(around_nodules),
+        "brier": float(((probability - labels) ** 2).mean()),
+        "log_loss": float(_surprise(labels, probability).mean()),
+    }
+    if not 0 < labels.sum() < len(labels):
+        return {**found, "slope": np.nan, "intercept": np.nan, "shift": np.nan}
+    logits = logit(np.clip(probability, _NEAREST, 1 - _NEAREST))
+    slope, intercept = fit_logistic(labels, logits[:, None])
+    _, shift = fit_logistic(labels, np.empty((len(labels), 0)), offset=logits)
+    return {**found, "slope": float(slope[0]), "intercept": intercept, "shift": shift}
 
 
 def _sums(bin_of: Bins, values: NDArray[Any] | None = None) -> Floats:
@@ -228,7 +232,9 @@ def _curve(labels: Labels, probability: Floats, bin_of: Bins) -> list[dict[str, 
             "num_nodules": int(part),
             "interval_95": bounds.tolist(),
         }
-        for mean, part, whole, bounds in zip(means, nodules, counts, wilson_95(nodules, counts).T, strict=True)
+        for mean, part, whole, bounds in zip(
+            means, nodules, counts, wilson_95(nodules, counts).T, strict=True
+        )
     ]
 
 
@@ -260,11 +266,11 @@ def _intervals(
     return {
         "ece": _mirrored(found["ece"], gaps),
         "ece_of_nodules": _mirrored(found["ece_of_nodules"], around_nodules),
-        "brier": interval_95(resampled(together, (probability - labels) ** 2)[:, 0] / counts),
-        "log_loss": interval_95(resampled(together, _surprise(labels, probability))[:, 0] / counts),
+        "brier": interval_95(resampled(together, (probability - labels) ** 2)[:, 0] / counts).tolist(),
+        "log_loss": interval_95(resampled(together, _surprise(labels, probability))[:, 0] / counts).tolist(),
     }
 
 
 def _mirrored(estimate: float, resampled: Floats) -> list[float]:
-    low, high = interval_95(resampled)
+    low, high = interval_95(resampled).tolist()
     return [max(0.0, 2 * estimate - high), max(estimate, 2 * estimate - low)]
