@@ -258,19 +258,30 @@ def _intervals(
 
     by_mass, by_nodules = bins
     together = np.zeros(len(labels), np.int64)
-    counts = resampled(together)[:, 0]
-    gaps = np.abs(resampled(by_mass, probability) - resampled(by_mass, labels)).sum(axis=1) / counts
-    around_nodules = _ece_of_nodules(
-        resampled(by_nodules), resampled(by_nodules, probability), resampled(by_nodules, labels)
-    )
+    counts = resampled(together)
+
+    def of_error(bin_of: Bins, mass: NDArray[Any], resampled_mass: Floats, name: str) -> list[float]:
+        """Of the mean over bins, each as heavy as its `mass`, of how far it is off."""
+        off = (_sums(bin_of, probability) - _sums(bin_of, labels)) / _sums(bin_of)
+        drawn = np.maximum(resampled(bin_of), 1)  # an empty bin is not off
+        resampled_off = (resampled(bin_of, probability) - resampled(bin_of, labels)) / drawn
+        heavy, resampled_heavy = (
+            _sums(bin_of, mass) / mass.sum(),
+            resampled_mass / resampled_mass.sum(axis=1, keepdims=True),
+        )
+        chance = np.abs(resampled_off - off) @ heavy
+        low, high = interval_95((np.abs(resampled_off) * resampled_heavy).sum(axis=1)).tolist()
+        is_chance = found[name] <= np.percentile(chance, 95)
+        return [
+            0.0 if is_chance else max(0.0, 2 * found[name] - high),
+            max(found[name], 2 * found[name] - low),
+        ]
+
     return {
-        "ece": _mirrored(found["ece"], gaps),
-        "ece_of_nodules": _mirrored(found["ece_of_nodules"], around_nodules),
-        "brier": interval_95(resampled(together, (probability - labels) ** 2)[:, 0] / counts).tolist(),
-        "log_loss": interval_95(resampled(together, _surprise(labels, probability))[:, 0] / counts).tolist(),
+        "ece": of_error(by_mass, np.ones(len(labels)), resampled(by_mass), "ece"),
+        "ece_of_nodules": of_error(by_nodules, labels, resampled(by_nodules, labels), "ece_of_nodules"),
+        "brier": interval_95((resampled(together, (probability - labels) ** 2) / counts)[:, 0]).tolist(),
+        "log_loss": interval_95(
+            (resampled(together, _surprise(labels, probability)) / counts)[:, 0]
+        ).tolist(),
     }
-
-
-def _mirrored(estimate: float, resampled: Floats) -> list[float]:
-    low, high = interval_95(resampled).tolist()
-    return [max(0.0, 2 * estimate - high), max(estimate, 2 * estimate - low)]
