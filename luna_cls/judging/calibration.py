@@ -159,9 +159,12 @@ class Isotonic(Method):
     calibrated: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        rise = all(a < b for row in (self.centers, self.calibrated) for a, b in pairwise(row))
-        are_numbers = _are_finite(*self.centers, *self.calibrated)
-        is_right = len(self.centers) == len(self.calibrated) > 0 and are_numbers and rise
+        rows = self.centers, self.calibrated
+        is_right = (
+            all(isinstance(row, tuple) and row and _are_finite(*row) for row in rows)
+            and len(self.centers) == len(self.calibrated)
+            and all(a < b for row in rows for a, b in pairwise(row))
+        )
         _require(is_right, self, "as many rising centers as rising calibrated logits")
 
     @classmethod
