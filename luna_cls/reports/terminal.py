@@ -116,3 +116,50 @@ def print_froc(console: Console, froc: Mapping[str, Any]) -> None:
 
 def _interval(bounds: Sequence[float | None] | None) -> list[str]:
     return [f"{_share(bounds[0])} to {_share(bounds[1])}"] if bounds else []
+
+
+def print_calibration(console: Console, made: Mapping[str, Any]) -> None:
+    """Prints what each calibration is worth on scans it was not fitted to, beside the model as it is.
+
+    Args:
+        console: Where to.
+        made: What `judging.calibrated_run.calibrate` gives, with `crossfit`.
+    """
+    crossfit = made["crossfit"]
+    table = Table(
+        title=f"calibration on {made['fitted_on']['num_scans']} validation scans, each by a fit to others",
+        title_justify="left",
+        title_style="bold",
+    )
+    table.add_column("method")
+    for column in ("ECE", "ECE of nodules", "Brier score", "log loss"):
+        table.add_column(column, justify="right")
+    for name, found in {"as trained": crossfit["before"], **crossfit["after"]}.items():
+        shares = (f"{found[key]:.4f}" for key in ("ece", "ece_of_nodules", "brier", "log_loss"))
+        table.add_row(name, *shares, style="bold" if name == made["method"] else None)
+    console.print(table)
+
+
+def print_operating_points(console: Console, made: Mapping[str, Any]) -> None:
+    """Prints the thresholds chosen on validation and what they do there.
+
+    Args:
+        console: Where to.
+        made: What `judging.calibrated_run.calibrate` gives.
+    """
+    table = Table(title=f"thresholds, after {made['method']}", title_justify="left", title_style="bold")
+    table.add_column("wanted")
+    for column in ("probability", "95 %", "sensitivity", "FP a scan", "PPV"):
+        table.add_column(column, justify="right")
+    for point in made["points"]:
+        is_rate = point["goal"] == "fps_per_scan"
+        low, high = point["threshold_interval_95"]
+        table.add_row(
+            f"{point['value']:g} FP a scan" if is_rate else f"sensitivity {point['value']:g}",
+            f"{point['threshold_probability']:.4f}",
+            f"{low:.4f} - {high:.4f}",
+            _share(point["sensitivity"]),
+            f"{point['fps_per_scan']:.2f}",
+            _share(point["ppv"]),
+        )
+    console.print(table)
