@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-_ROWS = {
+METRIC_NAMES = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
     "auc": "AUC",
@@ -50,7 +50,7 @@ def print_metrics(
     table.add_column("metric")
     table.add_column("model", justify="right", style="bold")
     table.add_column("always 'no'", justify="right")
-    for name, label in _ROWS.items():
+    for name, label in METRIC_NAMES.items():
         table.add_row(label, _share(metrics[name]), _share(no_skill[name]))
     if cpm is not None:
         table.add_row("CPM", _share(cpm), _share(0.0))
@@ -71,7 +71,7 @@ def print_folds(console: Console, result: Mapping[str, Any]) -> None:
     for column in ("fold", "epoch", "chosen on", "cubes", "nodules"):
         table.add_column(column, justify="right")
     for name in _OF_A_FOLD:
-        table.add_column(_ROWS[name], justify="right")
+        table.add_column(METRIC_NAMES[name], justify="right")
     for fold in result["folds"]:
         counts = f"{fold['cubes']:,}", f"{fold['nodules']:,}"
         about = str(fold["fold"]), str(fold["best_epoch"]), str(fold["validation_fold"]), *counts

@@ -1,0 +1,124 @@
+"""The page of a training run: how well it does on validation, and how it came to that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+from luna_cls.files import POINT_COLUMNS
+from luna_cls.reports import figures
+from luna_cls.reports.blocks import Block, Listing, Page, Section, count_of, number, percent, plural
+from luna_cls.reports.calibration_sections import decisions, mending
+from luna_cls.reports.candidates import every_candidate, least_probable, worst_false_alarms
+from luna_cls.reports.evidence import need, read_json, read_table
+from luna_cls.reports.viewer import Cubes
+
+CURVES = (
+    ("loss", {"loss": "training", "val_loss": "validation"}),
+    ("ranking", {"val_auc": "validation AUC", "val_average_precision": "validation average precision"}),
+    ("decisions", {"val_balanced_accuracy": "balanced accuracy", "val_recall": "sensitivity",
+                   "val_specificity": "specificity"}),
+)
+
+
+def run_page(folder: Path, cubes: Cubes) -> Page:
+    """Reads a run folder into a page.
+
+    Args:
+        folder: As `luna-cls train` makes it, finished.
+        cubes: Where pictures come from.
+
+    Raises:
+        InputError: If a file is damaged.
+    """
+    result = read_json(folder / "metrics.json") or {}
+    need(result, folder / "metrics.json", "best_epoch", "monitor", "validation", "no_skill")
+    metrics, no_skill = result["validation"], result["no_skill"]
+    scores = read_table(folder / "validation_predictions.csv", (*POINT_COLUMNS, "probability", "class"))
+    calibration = read_json(folder / "calibration.json")
+    points = read_json(folder / "operating_points.json")
+    nodules = int(metrics["tp"] + metrics["fn"])
+    count = nodules + int(metrics["fp"] + metrics["tn"])
+    scans = f" of {plural(scores['seriesuid'].nunique(), 'scan')}" if scores is not None else ""
+    text = (
+        f"{count:,} validation candidates{scans}, {nodules:,} of them on nodules (1 in {count / nodules:,.0f}). "
+        "These also chose the epoch that is kept: on scans that had no part in that it may do a little worse."
+    )
+    sections = [
+        every_candidate(scores, metrics, no_skill, None, text),
+        mending(calibration) if calibration else _without_calibration(),
+        decisions(points) if points else None,
+        _training(folder, result),
+        least_probable(scores[scores["class"] == 1], cubes) if scores is not None else None,
+        worst_false_alarms(scores[scores["class"] == 0], cubes) if scores is not None else None,
+        _settings(folder),
+    ]
+    return Page(
+        kind="Training run",
+        title=folder.resolve().name,
+        verdict=_verdict(metrics),
+        facts=[
+            ("AUC", number(metrics["auc"]), "chance: 0.5"),
+            ("Average precision", number(metrics["average_precision"]),
+             f"chance: {number(no_skill['average_precision'])}"),
+            ("Balanced accuracy", number(metrics["balanced_accuracy"]), "always “no”: 0.5"),
+            ("Epoch kept", str(result["best_epoch"]), f"best by {result['monitor']}"),
+        ],
+        warnings=[_in_epoch(finding) for finding in result.get("health") or ()],
+        sections=[section for section in sections if section is not None],
+    )
+
+
+def _verdict(metrics: Mapping[str, Any]) -> str:
+    nodules, others = metrics["tp"] + metrics["fn"], metrics["fp"] + metrics["tn"]
+    return (
+        f"The model puts a nodule before another candidate in {percent(metrics['auc'])} of all pairs. At probability "
+        f"1/2 it finds {count_of(metrics['tp'], nodules)} candidates on nodules "
+        f"and calls {count_of(metrics['fp'], others)} others nodules by mistake."
+    )
+
+
+def _in_epoch(finding: Mapping[str, Any]) -> str:
+    when = f"Epoch {finding['epoch']}: " if finding.get("epoch") else ""
+    return f"{when}{finding['finding']}"
+
+
+def _without_calibration() -> Section:
+    return Section(
+        "reliability",
+        "Can the probabilities be taken at their word?",
+        ("Not looked at yet.",),
+        hint="luna-cls calibrate RUN measures and mends them, and chooses thresholds.",
+    )
+
+
+def _training(folder: Path, result: Mapping[str, Any]) -> Section | None:
+    history = read_table(folder / "history.csv", ("epoch",))
+    if history is None or history.empty:
+        return None
+    blocks: list[Block] = []
+    for name, columns in CURVES:
+        there = {column: label for column, label in columns.items() if column in history.columns}
+        if there:
+            drawn = figures.training(history, there, result["best_epoch"], name, f"training-{name}")
+            blocks.append(drawn)
+    ended = result.get("diverged_in")
+    text = f"{plural(len(history), 'epoch')}; epoch {result['best_epoch']} was the best by {result['monitor']}." + (
+        f" The training diverged in epoch {ended} and ended there." if ended else ""
+    )
+    return Section("training", "How training went", (text,), blocks)
+
+
+def _settings(folder: Path) -> Section | None:
+    files = {"settings.toml": "Settings", "environment.json": "Environment"}
+    blocks: list[Block] = [
+        Listing(f"{title} ({name})", (folder / name).read_text(encoding="utf-8"))
+        for name, title in files.items()
+        if (folder / name).is_file()
+    ]
+    if not blocks:
+        return None
+    text = "With these settings, versions and cubes the same run can be made again."
+    return Section("settings", "Settings and environment", (text,), blocks)
