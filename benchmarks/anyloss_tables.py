@@ -34,7 +34,7 @@ from sklearn.datasets import load_breast_cancer
 from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 
-from luna_cls.judging.evaluation import binary_metrics
+from luna_cls.judging.binary import binary_metrics
 from luna_cls.learning import losses
 
 FOLDS = 10

@@ -22,7 +22,7 @@ import pandas as pd
 
 from luna_cls import __version__
 from luna_cls.files import write_json
-from luna_cls.judging.evaluation import binary_metrics
+from luna_cls.judging.binary import binary_metrics
 from luna_cls.judging.froc import evaluate
 
 FALSE_ALARMS_PER_SCAN = 1

@@ -20,7 +20,7 @@ import keras
 import numpy as np
 from scipy.special import expit
 
-from luna_cls.judging.evaluation import binary_metrics
+from luna_cls.judging.binary import binary_metrics
 from luna_cls.learning.metrics import streaming_metrics
 
 SHAPES: dict[

@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from luna_cls.judging.evaluation import binary_metrics
+from luna_cls.judging.binary import binary_metrics
 from luna_cls.learning import losses
 from luna_cls.learning.callbacks import BestModel, ExactValidation, LiveProgress, PlainLines
 

@@ -16,7 +16,8 @@ from luna_cls.cubes.folds import LeakError
 from luna_cls.cubes.store import CubeStore
 from luna_cls.errors import InputError
 from luna_cls.files import alone_in
-from luna_cls.judging.evaluation import binary_metrics, evaluate_submission
+from luna_cls.judging.binary import binary_metrics
+from luna_cls.judging.evaluation import evaluate_submission
 from luna_cls.learning import models, training
 from luna_cls.learning.crossvalidation import crossvalidate
 from luna_cls.processes import shares

@@ -5,7 +5,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
-from luna_cls.judging.evaluation import binary_metrics
+from luna_cls.judging.binary import binary_metrics
 
 pytestmark = pytest.mark.slow
 

@@ -6,7 +6,8 @@ import pytest
 from sklearn import metrics as sk
 
 from luna_cls.errors import InputError
-from luna_cls.judging.evaluation import binary_metrics, evaluate_submission, no_skill_metrics
+from luna_cls.judging.binary import binary_metrics, no_skill_metrics
+from luna_cls.judging.evaluation import evaluate_submission
 
 POINTS = "seriesuid,coordX,coordY,coordZ"
 

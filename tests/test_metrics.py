@@ -7,7 +7,7 @@ from keras import ops
 from scipy.special import expit
 from sklearn import metrics as sk
 
-from luna_cls.judging.evaluation import binary_metrics
+from luna_cls.judging.binary import binary_metrics
 from luna_cls.learning import metrics as streaming
 from luna_cls.learning.metrics import HistogramMetric, LogitHistogram, streaming_metrics
 

@@ -12,7 +12,7 @@ from luna_cls.cubes.cutting import CubeSpec
 from luna_cls.cubes.store import CubeFormat
 from luna_cls.errors import InputError
 from luna_cls.files import sha256
-from luna_cls.judging.evaluation import binary_metrics, no_skill_metrics
+from luna_cls.judging.binary import binary_metrics, no_skill_metrics
 from luna_cls.learning import losses, models
 from luna_cls.learning.health import TrainingHealth
 from luna_cls.learning.losses.weighting import WEIGHTINGS

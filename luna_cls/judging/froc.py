@@ -8,16 +8,19 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from luna_cls.errors import InputError
 from luna_cls.files import COORDINATES
 
 Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
 
 RATES_PER_SCAN = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 MAX_MARKS_PER_SCAN = 100
 UNKNOWN_DIAMETER_MM = 10.0  # stands for the -1 of annotations_excluded.csv
+
+ON_NODULE, IGNORED, FALSE_POSITIVE = "on nodule", "ignored", "false positive"
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +34,6 @@ class FrocCurve:
         num_scans: Scans the false positives are divided by.
         num_nodules: Nodules the hits are divided by.
         counts: true_positives, false_positives, false_negatives, ignored, doubles, candidates.
-        warnings: What may mislead, a sentence each.
     """
 
     fps_per_scan: Floats
@@ -40,11 +42,19 @@ class FrocCurve:
     num_scans: int
     num_nodules: int
     counts: dict[str, int]
-    warnings: tuple[str, ...] = ()
 
     def sensitivity_at(self, fps_per_scan: float) -> float:
         """Sensitivity at a rate of false positives, linear between points and flat past the last."""
         return float(np.interp(fps_per_scan, self.fps_per_scan, self.sensitivity))
+
+    def fps_per_scan_at(self, threshold: ArrayLike) -> Floats:
+        """False positives a scan once all marks from some thresholds `(n,)` on count."""
+        passed = np.searchsorted(-self.threshold, -np.asarray(threshold, float), side="right") - 1
+        return self.fps_per_scan[passed]
+
+    def threshold_at(self, fps_per_scan: float) -> float:
+        """The lowest threshold with no more than a rate of false positives; infinite if there is none."""
+        return float(self.threshold[np.searchsorted(self.fps_per_scan, fps_per_scan, side="right") - 1])
 
     @property
     def cpm(self) -> float:
@@ -57,9 +67,71 @@ class FrocCurve:
             "num_scans": self.num_scans,
             "num_nodules": self.num_nodules,
             "counts": self.counts,
-            "sensitivity_at_fps": {f"{rate:g}": self.sensitivity_at(rate) for rate in RATES_PER_SCAN},
+            "sensitivity_at_fps": by_rate([self.sensitivity_at(rate) for rate in RATES_PER_SCAN]),
             "cpm": self.cpm,
         }
+
+
+@dataclass(frozen=True, eq=False)
+class Matches:
+    """Which mark hit what: all that a curve over any draw of the scans needs.
+
+    Args:
+        scans: The listed scans, each once.
+        marks: The marks that count, in the submission's order and under its index, with two columns more:
+            `scan` (its place in `scans`) and `outcome` ("on nodule", "ignored" or "false positive").
+        nodules: The nodules of the listed scans, in the annotations' order and under their index, with
+            `scan`, `hits` (marks in it), `mark` (the place in `marks` of the most probable of them, -1 if
+            there is none) and `probability` (of that; NaN if there is none).
+        cut_by_ties: Scans in which fewer than 100 of more marks are left.
+    """
+
+    scans: tuple[str, ...]
+    marks: pd.DataFrame
+    nodules: pd.DataFrame
+    cut_by_ties: int = 0
+
+    def of_nodules(self, chosen: NDArray[np.bool_]) -> Matches:
+        """The same with some of the nodules alone; marks on the others still are no false positives."""
+        return replace(self, nodules=self.nodules[chosen])
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What became of nodules and marks, under the names of the official script."""
+        hits, outcome = self.nodules["hits"].to_numpy(), self.marks["outcome"]
+        return {
+            "true_positives": int((hits > 0).sum()),
+            "false_positives": int((outcome == FALSE_POSITIVE).sum()),
+            "false_negatives": int((hits == 0).sum()),
+            "ignored": int((outcome == IGNORED).sum()),
+            "doubles": int((hits[hits > 0] - 1).sum()),
+            "candidates": len(self.marks),
+        }
+
+    def curve(self) -> FrocCurve:
+        """Sweeps the threshold; nodules that were not found stay in the denominator only."""
+        sweep = _Sweep.over(self)
+        fps, sensitivity = sweep.run(np.ones(len(self.scans), np.int32))
+        threshold = np.concatenate([[np.inf], sweep.probability])
+        num_scans, num_nodules = len(self.scans), len(self.nodules)
+        return FrocCurve(fps, sensitivity, threshold, num_scans, num_nodules, self.counts)
+
+    def bootstrap(self, weights: NDArray[np.int32], rates: Sequence[float] = RATES_PER_SCAN) -> Floats:
+        """Sensitivity at rates of false positives, in other draws of the scans.
+
+        The number of scans stays, nodules are counted anew, as in the official script.
+
+        Args:
+            weights: `(resamples, scans)`, how often each scan is drawn (`resampling.scan_weights`).
+            rates: False positives a scan, rising.
+
+        Returns:
+            float64 `(resamples, rates)`; NaN in a draw without a nodule.
+        """
+        sweep, drawn = _Sweep.over(self), np.empty((len(weights), len(rates)))
+        for row, scans in enumerate(weights):
+            drawn[row] = np.interp(rates, *sweep.run(scans))
+        return drawn
 
 
 def evaluate(
@@ -68,7 +140,24 @@ def evaluate(
     series_uids: Sequence[str],
     excluded: pd.DataFrame | None = None,
 ) -> FrocCurve:
-    """Scores a submission by LUNA16's rules.
+    """Scores a submission by LUNA16's rules, as `match` reads them.
+
+    Returns:
+        A `FrocCurve`.
+
+    Raises:
+        InputError: If no scan is listed, or no nodule is in the listed scans.
+    """
+    return match(marks, annotations, series_uids, excluded).curve()
+
+
+def match(
+    marks: pd.DataFrame,
+    annotations: pd.DataFrame,
+    series_uids: Sequence[str],
+    excluded: pd.DataFrame | None = None,
+) -> Matches:
+    """Tells which mark hit what, by LUNA16's rules.
 
     At most 100 marks a scan count: above that, only those strictly more probable than the 101st. A mark
     hits a nodule if it is nearer to its centre than its radius. A nodule takes the probability of its
@@ -83,93 +172,129 @@ def evaluate(
         excluded: Findings to ignore, as `annotations`; a negative diameter stands for 10 mm.
 
     Returns:
-        A `FrocCurve`.
+        `Matches`.
 
     Raises:
         InputError: If no scan is listed, or no nodule is in the listed scans.
     """
-    scans = list(dict.fromkeys(series_uids))
-    if not scans:
+    scans = pd.Index(dict.fromkeys(series_uids))
+    if scans.empty:
         raise InputError("The list of scans is empty. Give the series UIDs that were read.")
-    listed = annotations[annotations["seriesuid"].isin(scans)]
-    if listed.empty:
+    nodules = _listed(annotations, scans)
+    if nodules.empty:
         nodules_of_scans = ", ".join(annotations["seriesuid"].head(1)) or "no scan"
         raise InputError(
             "No annotated nodule is in the listed scans: sensitivity is not defined. "
             f"Received: scans {scans[0]}, ...; nodules of {nodules_of_scans}, ..."
         )
-    annotations = listed
-    nodules_of = dict(tuple(annotations.groupby("seriesuid")))
-    excluded_of = dict(tuple(excluded.groupby("seriesuid"))) if excluded is not None else {}
-    marks_of = dict(tuple(marks.groupby("seriesuid")))
+    given = _listed(marks, scans)
+    kept = given[_counts(given, len(scans))]
+    dropped = np.bincount(given["scan"], minlength=len(scans)) > MAX_MARKS_PER_SCAN
+    cut_by_ties = dropped & (np.bincount(kept["scan"], minlength=len(scans)) < MAX_MARKS_PER_SCAN)
 
-    counts = dict.fromkeys(
-        ("true_positives", "false_positives", "false_negatives", "ignored", "doubles", "candidates"), 0
+    outcome = np.full(len(kept), FALSE_POSITIVE, dtype=object)
+    if excluded is not None:
+        _, ignored = _hits(_listed(excluded, scans), kept, len(scans))
+        outcome[ignored] = IGNORED
+    hit, hitting = _hits(nodules, kept, len(scans))
+    outcome[hitting] = ON_NODULE  # nodules go before excluded findings
+    probability = kept["probability"].to_numpy(float)
+    rising = np.argsort(probability[hitting], kind="stable")
+    best = np.full(len(nodules), -1)
+    best[hit[rising]] = hitting[rising]  # the last that is written is the most probable
+    return Matches(
+        tuple(scans),
+        kept.assign(outcome=outcome),
+        nodules.assign(
+            hits=np.bincount(hit, minlength=len(nodules)),
+            mark=best,
+            probability=np.where(best >= 0, np.append(probability, np.nan)[best], np.nan),
+        ),
+        int(cut_by_ties.sum()),
     )
-    found: list[Floats] = []
-    false: list[Floats] = []
-    cut_by_ties = 0
-    for uid in scans:
-        points, probability = _kept_marks(marks_of.get(uid))
-        cut_by_ties += len(points) < min(MAX_MARKS_PER_SCAN, len(marks_of.get(uid, ())))
-        hits = _hits(nodules_of.get(uid), points)
-        irrelevant = _hits(excluded_of.get(uid), points).any(axis=0)
-        on_nodule = hits.any(axis=0)
-        is_found = hits.any(axis=1)
-        best = np.where(hits, probability, -np.inf).max(axis=1, initial=-np.inf)
-        found.append(best[is_found])
-        false.append(probability[~on_nodule & ~irrelevant])
-        counts["true_positives"] += int(is_found.sum())
-        counts["false_negatives"] += int((~is_found).sum())
-        counts["doubles"] += int((hits.sum(axis=1)[is_found] - 1).sum())
-        counts["ignored"] += int((irrelevant & ~on_nodule).sum())
-        counts["false_positives"] += len(false[-1])
-        counts["candidates"] += len(points)
-    curve = _curve(np.concatenate(found), np.concatenate(false), len(scans), len(annotations), counts)
-    if not cut_by_ties:
-        return curve
-    warning = (
-        f"In {cut_by_ties} scans equal probabilities around the 100th mark were all dropped, as LUNA16's "
-        "rule has it: fewer than 100 marks count there. Write probabilities with more digits."
-    )
-    return replace(curve, warnings=(warning,))
 
 
-def _kept_marks(marks: pd.DataFrame | None) -> tuple[Floats, Floats]:
-    """Points `(n, 3)` and probabilities `(n,)` of the marks of one scan that count."""
-    if marks is None:
-        return np.empty((0, 3)), np.empty(0)
-    points = marks[COORDINATES].to_numpy(float)
-    probability = marks["probability"].to_numpy(float)
-    if len(probability) <= MAX_MARKS_PER_SCAN:
-        return points, probability
-    limit = np.sort(probability)[::-1][MAX_MARKS_PER_SCAN]
-    return points[probability > limit], probability[probability > limit]
+def by_rate(values: Sequence[Any]) -> dict[str, Any]:
+    """Something for each of the seven rates, by its name in `froc.json`."""
+    return {f"{rate:g}": value for rate, value in zip(RATES_PER_SCAN, values, strict=True)}
 
 
-def _hits(findings: pd.DataFrame | None, points: Floats) -> NDArray[np.bool_]:
-    """`(findings, points)`: which points lie inside which sphere, strictly."""
-    if findings is None:
-        return np.zeros((0, len(points)), bool)
-    centers = findings[COORDINATES].to_numpy(float)
+@dataclass(frozen=True, eq=False)
+class _Sweep:
+    """Found nodules and false positives, the most probable first; only their scans' weights differ.
+
+    Args:
+        scan: Integers `(n,)`, whose each is.
+        is_nodule: Booleans `(n,)`.
+        ends: Integers `(thresholds,)`, how many have a probability from a threshold on.
+        probability: float64 `(thresholds,)`, the thresholds, falling.
+        nodules: Integers `(scans,)`, nodules in each scan.
+    """
+
+    scan: Integers
+    is_nodule: NDArray[np.bool_]
+    ends: Integers
+    probability: Floats
+    nodules: Integers
+
+    @classmethod
+    def over(cls, matches: Matches) -> _Sweep:
+        found = matches.nodules[matches.nodules["mark"] >= 0]
+        false = matches.marks[matches.marks["outcome"] == FALSE_POSITIVE]
+        probability = np.concatenate([found["probability"], false["probability"]])
+        order = np.argsort(-probability, kind="stable")
+        probability = probability[order]
+        is_end = np.append(probability[:-1] != probability[1:], True)[: len(probability)]
+        return cls(
+            scan=np.concatenate([found["scan"], false["scan"]])[order],
+            is_nodule=(np.arange(len(order)) < len(found))[order],
+            ends=np.flatnonzero(is_end),
+            probability=probability[is_end],
+            nodules=np.bincount(matches.nodules["scan"], minlength=len(matches.scans)),
+        )
+
+    def run(self, weights: NDArray[np.int32]) -> tuple[Floats, Floats]:
+        """False positives a scan and sensitivity, each `(thresholds + 1,)`, of scans drawn so often each."""
+        drawn = weights[self.scan]
+        hits = np.where(self.is_nodule, drawn, 0).cumsum()[self.ends]
+        alarms = np.where(self.is_nodule, 0, drawn).cumsum()[self.ends]
+        num_nodules = int(weights @ self.nodules)
+        fps = np.concatenate([[0.0], alarms / weights.sum()])
+        sensitivity = np.concatenate([[0.0], hits / (num_nodules or np.nan)])
+        return fps, sensitivity
+
+
+def _listed(table: pd.DataFrame, scans: pd.Index) -> pd.DataFrame:
+    """The rows of listed scans, with the place of each in the list."""
+    scan = scans.get_indexer(table["seriesuid"])
+    return table.assign(scan=scan)[scan >= 0]
+
+
+def _counts(marks: pd.DataFrame, num_scans: int) -> NDArray[np.bool_]:
+    """Which marks `(n,)` count: all of a scan with at most 100, else those above the 101st probability."""
+    scan, probability = marks["scan"].to_numpy(), marks["probability"].to_numpy(float)
+    order = np.lexsort((-probability, scan))
+    number = np.bincount(scan, minlength=num_scans)
+    start = np.cumsum(number) - number
+    limit = np.full(num_scans, -np.inf)
+    is_full = number > MAX_MARKS_PER_SCAN
+    limit[is_full] = probability[order[start[is_full] + MAX_MARKS_PER_SCAN]]
+    return probability > limit[scan]
+
+
+def _hits(findings: pd.DataFrame, marks: pd.DataFrame, num_scans: int) -> tuple[Integers, Integers]:
+    """All pairs `(n,)` of a finding and a mark strictly inside its sphere, by their places in the tables."""
+    order = np.argsort(marks["scan"].to_numpy(), kind="stable")
+    number = np.bincount(marks["scan"], minlength=num_scans)
+    start = np.cumsum(number) - number
+    scan = findings["scan"].to_numpy()
+    pairs = number[scan]
+    finding = np.repeat(np.arange(len(findings)), pairs)
+    mark = order[np.arange(len(finding)) + np.repeat(start[scan] - (np.cumsum(pairs) - pairs), pairs)]
+    distance_squared = np.zeros(len(finding))
+    for axis in COORDINATES:
+        distance_squared += (findings[axis].to_numpy(float)[finding] - marks[axis].to_numpy(float)[mark]) ** 2
     diameter_mm = findings["diameter_mm"].to_numpy(float)
     radius_mm = np.where(diameter_mm < 0, UNKNOWN_DIAMETER_MM, diameter_mm) / 2
-    distance_squared = ((centers[:, None] - points) ** 2).sum(axis=-1)
-    return distance_squared < radius_mm[:, None] ** 2
-
-
-def _curve(
-    found: Floats, false: Floats, num_scans: int, num_nodules: int, counts: dict[str, int]
-) -> FrocCurve:
-    """Sweeps the threshold; nodules that were not found stay in the denominator only."""
-    if not len(found) and not len(false):
-        fps, sensitivity, threshold = np.zeros(1), np.zeros(1), np.full(1, np.inf)
-    else:
-        probability = np.concatenate([found, false])
-        threshold = np.unique(probability)[::-1]
-        hits = np.searchsorted(np.sort(-found), -threshold, side="right")
-        alarms = np.searchsorted(np.sort(-false), -threshold, side="right")
-        fps = np.concatenate([[0.0], alarms / num_scans])
-        sensitivity = np.concatenate([[0.0], hits / num_nodules])
-        threshold = np.concatenate([[np.inf], threshold])
-    return FrocCurve(fps, sensitivity, threshold, num_scans, num_nodules, counts)
+    is_hit = distance_squared < (radius_mm**2)[finding]
+    return finding[is_hit], mark[is_hit]

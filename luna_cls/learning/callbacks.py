@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from luna_cls.errors import InputError
 from luna_cls.files import write_csv
-from luna_cls.judging.evaluation import binary_metrics
+from luna_cls.judging.binary import binary_metrics
 from luna_cls.learning import checkpoints, models
 from luna_cls.learning.checkpoints import Checkpoint
 from luna_cls.learning.health import TrainingHealth

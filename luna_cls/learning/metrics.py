@@ -338,7 +338,7 @@ class Count(_Decision):
 def streaming_metrics() -> list[HistogramMetric]:
     """New metrics for `compile`, on one histogram: those the forum recipe tracked, and what it missed.
 
-    They have the names of the exact ones (`judging.evaluation.binary_metrics`).
+    They have the names of the exact ones (`judging.binary.binary_metrics`).
     """
     first = Accuracy()
     return [

@@ -26,7 +26,7 @@ from luna_cls.cubes.plan import Plan
 from luna_cls.cubes.store import CubeStore
 from luna_cls.errors import InputError
 from luna_cls.files import POINT_COLUMNS, kept_until_done, write_csv, write_json
-from luna_cls.judging.evaluation import no_skill_metrics
+from luna_cls.judging.binary import no_skill_metrics
 from luna_cls.learning import checkpoints, distribution, losses, models, runs
 from luna_cls.learning.callbacks import (
     AmplificationRamp,

@@ -1,0 +1,98 @@
+"""How well scores tell two classes apart: exact, from all of them."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+
+from luna_cls.errors import InputError
+
+
+def binary_metrics(labels: ArrayLike, scores: ArrayLike, threshold: float = 0.0) -> dict[str, float]:
+    """Every metric of a two-class decision.
+
+    Args:
+        labels: `(n,)`, 1 for a nodule, 0 for the rest.
+        scores: `(n,)`, higher for more like a nodule: logits, or probabilities with `threshold` 0.5.
+        threshold: A score above it says nodule.
+
+    Returns:
+        Metrics by name. NaN where a metric is not defined: precision if nothing is called a nodule,
+        and whatever needs a class that is not there. `gmean` is the geometric mean of sensitivity and
+        specificity, `mcc` Matthews' correlation, 0 if all are called the same.
+
+    Raises:
+        InputError: If there is no score, the shapes differ, or a score is not finite.
+    """
+    labels, scores = np.asarray(labels).reshape(-1), np.asarray(scores, float).reshape(-1)
+    if labels.shape != scores.shape or not len(scores):
+        raise InputError(
+            "Scores and labels must be as many, and some. "
+            f"Received: {len(scores)} scores, {len(labels)} labels."
+        )
+    if not np.isfinite(scores).all():
+        raise InputError(f"{int((~np.isfinite(scores)).sum())} of {len(scores)} scores are not finite.")
+    is_nodule, called = labels == 1, scores > threshold
+    tp, fp = int((called & is_nodule).sum()), int((called & ~is_nodule).sum())
+    fn, tn = int(is_nodule.sum()) - tp, int((~is_nodule).sum()) - fp
+    sensitivity, specificity = _ratio(tp, tp + fn), _ratio(tn, tn + fp)
+    return {
+        "accuracy": _ratio(tp + tn, len(labels)),
+        "balanced_accuracy": (sensitivity + specificity) / 2,
+        "gmean": float(np.sqrt(sensitivity * specificity)),
+        "f1": _ratio(2 * tp, 2 * tp + fp + fn),
+        "mcc": _matthews_correlation(tp, fp, tn, fn),
+        **_ranking_metrics(is_nodule, scores),
+        "precision": _ratio(tp, tp + fp),
+        "recall": sensitivity,
+        "specificity": specificity,
+        "tp": tp,
+        "fp": fp,
+        "tn": tn,
+        "fn": fn,
+    }
+
+
+def no_skill_metrics(labels: ArrayLike) -> dict[str, float]:
+    """`binary_metrics` of always saying no, the same score for every candidate."""
+    labels = np.asarray(labels).reshape(-1)
+    return binary_metrics(labels, np.full(len(labels), -1.0))
+
+
+def _ranking_metrics(is_nodule: NDArray[np.bool_], scores: NDArray[np.float64]) -> dict[str, float]:
+    """Metrics over all thresholds; NaN if a class is missing."""
+    names = (
+        "auc",
+        "average_precision",
+        "specificity_at_sensitivity_0.5",
+        "specificity_at_sensitivity_0.9",
+        "sensitivity_at_specificity_0.9",
+    )
+    if is_nodule.all() or not is_nodule.any():
+        return dict.fromkeys(names, np.nan)
+    false_positive_rate, sensitivity, _ = roc_curve(is_nodule, scores, drop_intermediate=False)
+    specificity = 1 - false_positive_rate
+    values = (
+        roc_auc_score(is_nodule, scores),
+        average_precision_score(is_nodule, scores),
+        specificity[sensitivity >= 0.5].max(),
+        specificity[sensitivity >= 0.9].max(),
+        sensitivity[specificity >= 0.9].max(),
+    )
+    return dict(zip(names, map(float, values), strict=True))
+
+
+def _matthews_correlation(tp: int, fp: int, tn: int, fn: int) -> float:
+    nodules, rest, called, dismissed = tp + fn, tn + fp, tp + fp, tn + fn
+    if not nodules or not rest:
+        return np.nan
+    if not called or not dismissed:
+        return 0.0
+    # Roots first: the product of four counts can exceed 64 bits.
+    scale = np.sqrt(nodules) * np.sqrt(rest) * np.sqrt(called) * np.sqrt(dismissed)
+    return float((tp * tn - fp * fn) / scale)
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else np.nan
