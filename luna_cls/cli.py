@@ -410,23 +410,54 @@ def _settings(own: Path, recipe: str | None, overrides: list[str], *, resume: bo
 
 @_command
 def evaluate(
-    predictions: Annotated[Path, typer.Argument(help="CSV: seriesuid,coordX,coordY,coordZ,probability.")],
-    annotations: Annotated[Path, typer.Option(help="CSV of the nodules, with diameter_mm.")],
+    predictions: Annotated[
+        Path,
+        typer.Argument(help="CSV: seriesuid,coordX,coordY,coordZ,probability; or a folder that holds one."),
+    ],
     out: Annotated[Path, typer.Option(help="The folder to make.")],
+    annotations: Annotated[
+        Path | None,
+        typer.Option(
+            help="CSV of the nodules, with diameter_mm.", show_default="no FROC; metrics of the column class"
+        ),
+    ] = None,
     excluded: Annotated[Path | None, typer.Option(help="CSV of findings to ignore.")] = None,
     seriesuids: Annotated[
         Path | None, typer.Option(help="List of all scans read.", show_default="those with predictions")
     ] = None,
+    subset: Annotated[
+        int | None, typer.Option(help="Score one of LUNA16's subsets, against its own scans only.")
+    ] = None,
+    subsets: Annotated[
+        Path | None, typer.Option(help="LUNA16's folder, or a CSV with seriesuid,subset, for --subset.")
+    ] = None,
+    resamples: Annotated[
+        int, typer.Option(help="Bootstrap resamples of scans, for intervals; 0 for none.", min=0)
+    ] = 1000,
+    seed: Annotated[int, typer.Option(help="Same seed, same resamples.", min=0)] = 0,
     force: Force = False,
 ) -> int:
-    """Score predictions as LUNA16 does: FROC and CPM."""
+    """Score predictions as LUNA16 does: FROC and CPM, with intervals, and where they come from."""
     from luna_cls.judging.evaluation import evaluate_submission
     from luna_cls.reports.terminal import print_froc, print_metrics
 
-    result = evaluate_submission(predictions, annotations, out, excluded, seriesuids, force=force)
-    if "metrics" in result:
-        print_metrics(_out, str(predictions), result["metrics"], result["no_skill"], result["froc"]["cpm"])
-    print_froc(_out, result["froc"])
+    result = evaluate_submission(
+        predictions,
+        annotations,
+        out,
+        excluded,
+        seriesuids,
+        subset=subset,
+        subsets=subsets,
+        resamples=resamples,
+        seed=seed,
+        force=force,
+    )
+    if result["labels"] == "class":
+        cpm = result["froc"]["cpm"] if "froc" in result else None
+        print_metrics(_out, str(predictions), result["metrics"], result["no_skill"], cpm)
+    if "froc" in result:
+        print_froc(_out, result["froc"])
     for warning in result["warnings"]:
         _say(f"Warning: {warning}")
     _print_path(out)

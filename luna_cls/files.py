@@ -22,6 +22,12 @@ from luna_cls.errors import InputError
 POINT_COLUMNS = ("seriesuid", "coordX", "coordY", "coordZ")  # LUNA16's own names; mm, LPS
 COORDINATES = list(POINT_COLUMNS[1:])
 
+# What the numbers of a column are: from, to, in words.
+_RANGES = {
+    "class": (0, 1, "be 0 or 1"),
+    "probability": (0, 1, "be from 0 to 1 (of a logit: 1 / (1 + exp(-logit)))"),
+}
+
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
@@ -62,8 +68,8 @@ def read_csv(path: Path, columns: tuple[str, ...], what: str, optional: tuple[st
 
     Args:
         path: The CSV file, with a header line.
-        columns: Columns that must be present. `seriesuid` is text, `class` is 0 or 1, every other one
-            finite numbers.
+        columns: Columns that must be present. `seriesuid` is text, `class` is 0 or 1, `probability` from
+            0 to 1, every other one finite numbers.
         what: What the file holds, for the message ("candidates").
         optional: Columns checked in the same way where they are present.
 
@@ -105,10 +111,11 @@ def read_csv(path: Path, columns: tuple[str, ...], what: str, optional: tuple[st
             bad = values.isna() | (values.astype("string").str.strip() == "")
             rule = "be a series UID"
         else:
-            numbers = pd.to_numeric(values, errors="coerce")
-            bad = ~(numbers.isin([0, 1]) if name == "class" else numbers.between(-1e12, 1e12))
-            table[name] = numbers
-            rule = "be 0 or 1" if name == "class" else "be a finite number"
+            table[name] = numbers = pd.to_numeric(values, errors="coerce")
+            low, high, rule = _RANGES.get(name, (-1e12, 1e12, "be a finite number"))
+            bad = ~numbers.between(low, high)
+            if name == "class":
+                bad |= numbers % 1 != 0
         if bad.any():
             row = int(bad.to_numpy().argmax())
             received = " ".join(str(values.iloc[row]).split())[:80]

@@ -62,7 +62,7 @@ def folder(tmp_path, small_tree, monkeypatch):
         "marks.csv": f"{HEADER},probability\na,0,0,0,0.9\n",
         "annotations.csv": f"{HEADER},diameter_mm\na,0,0,0,8\n",
         "words.toml": "training.epochs = soon\n",
-        "out/froc.json": "an earlier evaluation",
+        "out/evaluation.json": "an earlier evaluation",
     }
     (tmp_path / "out").mkdir()
     for name, text in files.items():

@@ -7,7 +7,7 @@ import pytest
 from luna_cls.errors import InputError
 from luna_cls.files import read_series_uids
 from luna_cls.judging import froc
-from luna_cls.judging.evaluation import read_annotations, read_submission
+from luna_cls.judging.submission import read_annotations, read_submission
 
 POINT = ["seriesuid", "coordX", "coordY", "coordZ"]
 

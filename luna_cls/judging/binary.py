@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
 from luna_cls.errors import InputError
 
@@ -58,6 +59,42 @@ def no_skill_metrics(labels: ArrayLike) -> dict[str, float]:
     """`binary_metrics` of always saying no, the same score for every candidate."""
     labels = np.asarray(labels).reshape(-1)
     return binary_metrics(labels, np.full(len(labels), -1.0))
+
+
+def roc_points(labels: ArrayLike, scores: ArrayLike) -> pd.DataFrame:
+    """Corners of the ROC curve, a few hundred at most.
+
+    Args:
+        labels: `(n,)`, 1 for a nodule, 0 for the rest; both are there.
+        scores: `(n,)`, higher for more like a nodule.
+
+    Returns:
+        Table `false_positive_rate, sensitivity, threshold`; the first threshold is infinite.
+    """
+    points = roc_curve(labels, scores)
+    return _thinned(
+        pd.DataFrame(dict(zip(("false_positive_rate", "sensitivity", "threshold"), points, strict=True)))
+    )
+
+
+def precision_recall_points(labels: ArrayLike, scores: ArrayLike) -> pd.DataFrame:
+    """Corners of the precision-recall curve, a few hundred at most, from the highest threshold on.
+
+    Args:
+        labels: `(n,)`, 1 for a nodule, 0 for the rest; some are 1.
+        scores: `(n,)`, higher for more like a nodule.
+
+    Returns:
+        Table `recall, precision, threshold`.
+    """
+    precision, recall, threshold = precision_recall_curve(labels, scores, drop_intermediate=True)
+    points = {"recall": recall[:-1], "precision": precision[:-1], "threshold": threshold}
+    return _thinned(pd.DataFrame(points)[::-1])
+
+
+def _thinned(points: pd.DataFrame, most: int = 500) -> pd.DataFrame:
+    kept = np.unique(np.linspace(0, len(points) - 1, most).round().astype(int))
+    return points.iloc[kept].reset_index(drop=True)
 
 
 def _ranking_metrics(is_nodule: NDArray[np.bool_], scores: NDArray[np.float64]) -> dict[str, float]:

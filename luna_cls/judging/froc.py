@@ -116,7 +116,9 @@ class Matches:
         num_scans, num_nodules = len(self.scans), len(self.nodules)
         return FrocCurve(fps, sensitivity, threshold, num_scans, num_nodules, self.counts)
 
-    def bootstrap(self, weights: NDArray[np.int32], rates: Sequence[float] = RATES_PER_SCAN) -> Floats:
+    def bootstrap(
+        self, weights: NDArray[np.int32], rates: Sequence[float] | Floats = RATES_PER_SCAN
+    ) -> Floats:
         """Sensitivity at rates of false positives, in other draws of the scans.
 
         The number of scans stays, nodules are counted anew, as in the official script.

@@ -32,7 +32,8 @@ from luna_cls.files import (
     write_text,
 )
 from luna_cls.judging.binary import binary_metrics, no_skill_metrics
-from luna_cls.judging.evaluation import evaluate_submission, read_annotations
+from luna_cls.judging.evaluation import evaluate_submission
+from luna_cls.judging.submission import read_annotations
 from luna_cls.processes import check_workers, run_apart, run_on_cluster
 from luna_cls.settings import Settings, SplitSettings, load_settings
 from luna_cls.startup import load_tensorflow_quietly
