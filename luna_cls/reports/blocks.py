@@ -20,12 +20,14 @@ class Table:
         columns: A heading for each.
         rows: Cells as they are to be read; the first of a row is its heading.
         of_words: Whether cells are words, which begin at the left, and not numbers.
+        beside_figures: Whether it stands in a row with figures.
     """
 
     caption: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     of_words: bool = False
+    beside_figures: bool = False
 
     kind = "table"
 

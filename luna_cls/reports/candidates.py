@@ -9,7 +9,17 @@ import pandas as pd
 
 from luna_cls.files import COORDINATES
 from luna_cls.reports import figures
-from luna_cls.reports.blocks import Block, Cards, Section, Table, count_of, interval, number, percent, probability
+from luna_cls.reports.blocks import (
+    Block,
+    Cards,
+    Section,
+    Table,
+    count_of,
+    interval,
+    number,
+    percent,
+    probability,
+)
 from luna_cls.reports.evidence import apart
 from luna_cls.reports.terminal import METRIC_NAMES
 from luna_cls.reports.viewer import Cubes, cards
@@ -30,35 +40,62 @@ def accuracy_in_words(metrics: Mapping[str, Any], no_skill: Mapping[str, Any]) -
     return f"Accuracy is {got}; always saying “no” gets {idle}."
 
 
+def ranking_in_words(metrics: Mapping[str, Any]) -> str:
+    """The verdict on `binary_metrics`: how well candidates are ranked, and what decisions at 1/2 do."""
+    nodules, others = metrics["tp"] + metrics["fn"], metrics["fp"] + metrics["tn"]
+    decided = (
+        f"at probability 1/2 {count_of(metrics['tp'], nodules)} candidates on nodules are called, and "
+        f"{count_of(metrics['fp'], others)} others by mistake."
+    )
+    if metrics["auc"] is None:
+        return decided[0].upper() + decided[1:]
+    return f"A nodule is put before another candidate in {percent(metrics['auc'])} of all pairs; {decided}"
+
+
+def ranking_facts(metrics: Mapping[str, Any], no_skill: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """The few numbers that count of `binary_metrics`, each with what no skill gets."""
+    chance = f"chance: {number(no_skill['average_precision'])}"
+    return [
+        ("AUC", number(metrics["auc"]), "chance: 0.5"),
+        ("Average precision", number(metrics["average_precision"]), chance),
+        ("Balanced accuracy", number(metrics["balanced_accuracy"]), "always “no”: 0.5"),
+    ]
+
+
 def every_candidate(
-    scores: pd.DataFrame | None,
+    curves: Mapping[str, pd.DataFrame | None],
     metrics: Mapping[str, Any],
     no_skill: Mapping[str, Any],
     intervals: Mapping[str, Sequence[float]] | None,
     text: str,
 ) -> Section:
-    """The section on candidates judged by themselves: ROC, precision and recall, probabilities, decisions.
+    """The section on candidates judged by themselves: ROC, precision and recall, decisions.
 
     Args:
-        scores: Table `probability, class`, perhaps `logit`; None if it is not at hand.
+        curves: What is there of "roc" (`roc_points`), "precision_recall" (`precision_recall_points`) and
+            "scores" (a table `probability, class`).
         metrics: Their `binary_metrics`.
         no_skill: Those of always saying no.
         intervals: 95 % intervals by metric; None without.
         text: What the candidates are.
     """
     blocks: list[Block] = []
-    if scores is not None and scores["class"].nunique() == 2:
-        finest = scores["logit"] if "logit" in scores.columns else scores["probability"]
-        blocks.append(figures.roc(scores["class"], finest, metrics))
-        blocks.append(figures.precision_recall(scores["class"], finest, metrics))
+    roc, precision_recall, scores = (curves.get(name) for name in ("roc", "precision_recall", "scores"))
+    nodules = metrics["tp"] + metrics["fn"]
+    if roc is not None and metrics["auc"] is not None:
+        blocks.append(figures.roc(roc, metrics))
+    if precision_recall is not None and metrics["average_precision"] is not None:
+        prevalence = nodules / (nodules + metrics["fp"] + metrics["tn"])
+        blocks.append(figures.precision_recall(precision_recall, metrics, prevalence))
+    if scores is not None:
         blocks.append(figures.histogram(scores, "candidates"))
     rows = []
     for name, label in METRIC_NAMES.items():
         bounds = [interval(intervals.get(name))] if intervals else []
         rows.append([label, number(metrics.get(name)), *bounds, number(no_skill.get(name))])
     columns = ["Metric", "Model", *(["95 % interval"] if intervals else []), "Always “no”"]
-    confusion = _confusion(metrics)
-    blocks += [confusion, Table("Every metric, beside those of always saying “no”", columns, rows)]
+    table = Table("Every metric, beside those of always saying “no”", columns, rows, beside_figures=True)
+    blocks += [_confusion(metrics), table] if scores is None else [table, _confusion(metrics)]
     return Section(
         "candidates", "Every candidate by itself", (text, accuracy_in_words(metrics, no_skill)), blocks
     )
@@ -78,6 +115,7 @@ def _confusion(metrics: Mapping[str, Any]) -> Table:
             ("others", cell(fp, fp + tn), cell(tn, fp + tn), f"{fp + tn:,}"),
             ("all", f"{tp + fp:,}", f"{fn + tn:,}", f"{tp + fn + fp + tn:,}"),
         ),
+        beside_figures=True,
     )
 
 

@@ -12,7 +12,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
@@ -113,28 +113,16 @@ def to_svg(figure: Figure, name: str, palette: Palette = PAGE) -> str:
     svg = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
     svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
     svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
-    svg = re.sub(r"(\d+\.\d{2})\d+", r"\1", svg)  # a hundredth of a point is finer than any screen
+    svg = re.sub(r"<[^>]+>", _shortened, svg)
     svg = re.sub(r"\n\s*", "\n", svg)
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, variable)
     return svg.strip()
 
 
-def thinned(x: ArrayLike, y: ArrayLike, most: int = 250) -> tuple[Floats, Floats]:
-    """A curve with at most so many of its points, evenly along its length; the ends stay.
-
-    Args:
-        x: `(n,)`, the whole curve in the unit square.
-        y: `(n,)`.
-        most: How many points may stay.
-    """
-    x, y = np.asarray(x, float), np.asarray(y, float)
-    if len(x) <= most:
-        return x, y
-    length = np.concatenate([[0], np.cumsum(np.abs(np.diff(x)) + np.abs(np.diff(y)))])
-    kept = np.unique(np.searchsorted(length, np.linspace(0, length[-1], most)).clip(0, len(x) - 1))
-    kept = np.unique(np.concatenate([[0], kept, [len(x) - 1]]))
-    return x[kept], y[kept]
+def _shortened(tag: re.Match[str]) -> str:
+    """A tag with places to a hundredth of a point, finer than any screen."""
+    return re.sub(r"(\d+\.\d{2})\d+", r"\1", tag[0])
 
 
 def every(rows: Sequence[Sequence[str]], most: int = 21) -> list[Sequence[str]]:

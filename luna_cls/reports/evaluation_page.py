@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from luna_cls.errors import InputError
 from luna_cls.files import POINT_COLUMNS
 from luna_cls.reports import figures
 from luna_cls.reports.blocks import (
@@ -21,114 +22,146 @@ from luna_cls.reports.blocks import (
     plural,
 )
 from luna_cls.reports.calibration_sections import decisions, reliability
-from luna_cls.reports.candidates import every_candidate, hardest_nodules, worst_false_alarms
+from luna_cls.reports.candidates import (
+    every_candidate,
+    hardest_nodules,
+    ranking_facts,
+    ranking_in_words,
+    worst_false_alarms,
+)
 from luna_cls.reports.evidence import need, read_froc, read_json, read_table
 from luna_cls.reports.viewer import Cubes
 
 MOST_SCANS = 10
+
+_INPUTS = {
+    "predictions": "Predictions",
+    "annotations": "Annotated nodules",
+    "excluded": "Excluded findings",
+    "series_uids": "List of scans",
+    "subset": "Subset",
+    "subsets": "What tells the subsets",
+}
 
 
 def evaluation_page(folder: Path, cubes: Cubes) -> Page:
     """Reads an evaluation folder into a page.
 
     Args:
-        folder: As `luna-cls evaluate` makes it; files may be missing but for froc.json and froc.csv.
+        folder: As `luna-cls evaluate` makes it; with froc.json or metrics.json, all else may be missing.
         cubes: Where pictures come from.
 
     Raises:
-        InputError: If a file is damaged.
+        InputError: If a file is damaged, or both are missing.
     """
-    curve = read_froc(folder, "this submission")
-    found = read_json(folder / "froc.json") or {}
-    counts = found["counts"]
-    need(counts, folder / "froc.json", "true_positives", "false_positives", "false_negatives")
-    inputs = found.get("inputs") or {}
-    bootstrap = found.get("bootstrap")
-    resamples = f"95 % of {bootstrap['resamples']:,} resamples of scans" if bootstrap else ""
-    bounds = found.get("cpm_interval_95")
+    about = read_json(folder / "evaluation.json") or {}
+    inputs = about.get("inputs") or {}
+    found = read_json(folder / "froc.json")
     judged = read_json(folder / "metrics.json")
-    nodules = read_table(folder / "nodules.csv", (*POINT_COLUMNS, "diameter_mm", "probability", "fps_per_scan"))
+    if judged and judged.get("metrics") is None:
+        judged = None
+    nodules = read_table(
+        folder / "nodules.csv", (*POINT_COLUMNS, "diameter_mm", "probability", "fps_per_scan")
+    )
     false_alarms = read_table(folder / "false_positives.csv", (*POINT_COLUMNS, "probability"))
     calibration = read_json(folder / "calibration.json")
     points = read_json(folder / "operating_points.json")
     sections = [
-        _froc_section(curve, found, resamples),
-        _sizes(found),
-        _candidates(folder, judged),
+        *(_of_froc(folder, found) if found else [_without_froc()]),
+        _candidates(folder, judged) if judged else None,
         reliability(calibration) if calibration else None,
         decisions(points) if points else None,
-        hardest_nodules(nodules, cubes) if nodules is not None else None,
-        worst_false_alarms(false_alarms, cubes) if false_alarms is not None else None,
+        hardest_nodules(nodules, cubes) if nodules is not None and len(nodules) else None,
+        worst_false_alarms(false_alarms, cubes) if false_alarms is not None and len(false_alarms) else None,
         _scans(folder),
         _inputs(found, inputs),
     ]
-    cpm = f"CPM {found['cpm']:.3f}" + (
-        f" ({interval(bounds)} in {resamples})" if bounds and resamples else ""
-    )
-    at_one = found["sensitivity_at_fps"]["1"]
+    if found is None and judged is None:
+        raise InputError(f"{folder} has neither froc.json nor metrics.json. Evaluate again.")
     return Page(
         kind="Evaluation",
         title=inputs.get("predictions") or folder.resolve().name,
-        verdict=(
-            f"At one false positive a scan, {percent(at_one)} of the nodules are found. Over LUNA16's seven rates "
-            f"the mean sensitivity is {cpm}."
-        ),
-        facts=_facts(found, counts, bounds),
-        warnings=[str(sentence) for sentence in found.get("warnings") or ()],
+        verdict=_verdict(found) if found else ranking_in_words((judged or {})["metrics"]),
+        facts=_facts(found)
+        if found
+        else ranking_facts((judged or {})["metrics"], (judged or {})["no_skill"]),
+        warnings=[str(sentence) for sentence in about.get("warnings") or ()],
         sections=[section for section in sections if section is not None],
     )
 
 
-def _facts(found: Mapping[str, Any], counts: Mapping[str, int], bounds: Any) -> list[tuple[str, str, str]]:
-    nodules, scans = found["num_nodules"], found["num_scans"]
+def _verdict(found: Mapping[str, Any]) -> str:
+    bounds = found.get("cpm_interval_95")
+    brackets = f" ({interval(bounds)} in {_resamples(found)})" if bounds else ""
+    return (
+        f"At one false positive a scan, {percent(found['sensitivity_at_fps']['1'])} of the nodules are found. The "
+        f"mean over LUNA16's seven rates, its CPM, is {found['cpm']:.3f}{brackets}."
+    )
+
+
+def _resamples(found: Mapping[str, Any]) -> str:
+    bootstrap = found.get("bootstrap") or {"resamples": 0}
+    return f"95 % of {bootstrap['resamples']:,} resamples of scans"
+
+
+def _facts(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    nodules, scans, counts = found["num_nodules"], found["num_scans"], found["counts"]
+    bounds, alarms = found.get("cpm_interval_95"), counts["false_positives"]
     return [
-        ("CPM", number(found["cpm"]), f"95 %: {interval(bounds)}" if bounds else "mean sensitivity, 1/8 to 8"),
+        (
+            "CPM",
+            number(found["cpm"]),
+            f"95 %: {interval(bounds)}" if bounds else "mean sensitivity, 1/8 to 8",
+        ),
         ("Nodules marked", count_of(counts["true_positives"], nodules), "at any probability"),
-        ("False positives", f"{counts['false_positives']:,}", f"{counts['false_positives'] / scans:.1f} a scan"),
+        ("False positives", f"{alarms:,}", f"{alarms / scans:.1f} a scan"),
         ("Scans", f"{scans:,}", plural(nodules, "nodule")),
     ]
 
 
-def _froc_section(curve: figures.Froc, found: Mapping[str, Any], resamples: str) -> Section:
+def _of_froc(folder: Path, found: Mapping[str, Any]) -> list[Section]:
+    curve = read_froc(folder, "this submission")
     caption = "Dots are LUNA16's seven rates; the horizontal axis doubles from each to the next."
-    if curve.band is not None and resamples:
-        caption += f" The band holds {resamples}."
+    if curve.band is not None:
+        caption += f" The band holds {_resamples(found)}."
     drawn = figures.froc([curve], caption)
     scans = f"{plural(found['num_nodules'], 'nodule')} in {plural(found['num_scans'], 'scan')}"
     text = f"How many of the {scans} are found, if so many false positives a scan are put up with."
-    hint = ""
-    if not curve.intervals:
-        hint = "Without a bootstrap there are no intervals: luna-cls evaluate makes one unless told not to."
-    return Section("froc", "Nodules found against false positives", (text,), [drawn], hint)
+    hint = "" if curve.intervals else "Intervals need a bootstrap: luna-cls evaluate with --resamples 1000."
+    sections = [Section("froc", "Nodules found against false positives", (text,), [drawn], hint)]
+    if found.get("by_size"):
+        text = "CPM for nodules of each size, with all false positives. What is rare has wide intervals."
+        sections.append(
+            Section("size", "By size of nodule", (text,), [figures.size_strata(found["by_size"])])
+        )
+    return sections
 
 
-def _sizes(found: Mapping[str, Any]) -> Section | None:
-    strata = found.get("by_size")
-    if not strata:
-        return None
+def _without_froc() -> Section:
     return Section(
-        "size",
-        "By size of nodule",
-        ("Small nodules are harder, and there are more of them: what is rare has wide intervals.",),
-        [figures.size_strata(strata)],
+        "froc",
+        "Nodules found against false positives",
+        ("Not measured: these candidates were judged by their own labels alone.",),
+        hint="For FROC and CPM: luna-cls evaluate with --annotations.",
     )
 
 
-def _candidates(folder: Path, judged: Mapping[str, Any] | None) -> Section | None:
-    if judged is None:
-        return None
+def _candidates(folder: Path, judged: Mapping[str, Any]) -> Section:
     need(judged, folder / "metrics.json", "metrics", "no_skill")
-    scores = read_table(folder / "scored.csv", ("probability", "class"))
-    metrics, labels = judged["metrics"], judged.get("labels", "class")
+    curves = {
+        "roc": read_table(folder / "roc.csv", ("false_positive_rate", "sensitivity")),
+        "precision_recall": read_table(folder / "precision_recall.csv", ("recall", "precision")),
+        "scores": read_table(folder / "scored.csv", ("probability", "class")),
+    }
+    metrics = judged["metrics"]
     count = sum(int(metrics[name]) for name in ("tp", "fp", "tn", "fn"))
-    nodules = int(metrics["tp"] + metrics["fn"])
-    text = f"{count:,} candidates, {nodules:,} of them on nodules"
-    if labels == "luna16":
+    text = f"{count:,} candidates, {int(metrics['tp'] + metrics['fn']):,} of them on nodules"
+    if judged.get("labels") == "luna16":
         text += (
             ": those that lie inside an annotated nodule. Those on excluded findings are left out; nodules that "
             "no candidate marks are not counted here"
         )
-    return every_candidate(scores, metrics, judged["no_skill"], judged.get("interval_95"), f"{text}.")
+    return every_candidate(curves, metrics, judged["no_skill"], judged.get("interval_95"), f"{text}.")
 
 
 def _scans(folder: Path) -> Section | None:
@@ -145,7 +178,9 @@ def _scans(folder: Path) -> Section | None:
         f"{count_of(whole, int(with_nodules.sum()))} scans that have one."
     ]
     if alarms is not None:
-        text.append(f"{count_of(int((alarms == 0).sum()), len(scans))} scans are without a false positive there.")
+        text.append(
+            f"{count_of(int((alarms == 0).sum()), len(scans))} scans are without a false positive there."
+        )
     worst = scans.assign(missed=missed).sort_values(
         ["missed", "num_false_positives"], ascending=False, kind="stable"
     )
@@ -170,8 +205,9 @@ def _scans(folder: Path) -> Section | None:
     return Section("scans", "By scan", (" ".join(text),), [table])
 
 
-def _inputs(found: Mapping[str, Any], inputs: Mapping[str, Any]) -> Section:
-    counts = found["counts"]
+def _inputs(found: Mapping[str, Any] | None, inputs: Mapping[str, Any]) -> Section:
+    found = found or {}
+    counts = found.get("counts") or {}
     labels = {
         "true_positives": "Nodules hit",
         "false_negatives": "Nodules missed",
@@ -181,11 +217,17 @@ def _inputs(found: Mapping[str, Any], inputs: Mapping[str, Any]) -> Section:
         "candidates": "Marks that count (at most 100 a scan)",
     }
     rows = [(label, f"{counts[name]:,}") for name, label in labels.items() if name in counts]
-    blocks: list[Block] = [Table("Counts, as LUNA16's script has them", ("What", "Count"), rows)]
-    given = [(name.capitalize(), "–" if value is None else str(value)) for name, value in inputs.items()]
+    blocks: list[Block] = (
+        [Table("Counts, as LUNA16's script has them", ("What", "Count"), rows)] if rows else []
+    )
+    given = [
+        (_INPUTS.get(name, name), "–" if value is None else str(value)) for name, value in inputs.items()
+    ]
     bootstrap = found.get("bootstrap")
     if bootstrap:
-        given.append(("Bootstrap", f"{bootstrap['resamples']:,} resamples of scans, seed {bootstrap['seed']}"))
+        given.append(
+            ("Bootstrap", f"{bootstrap['resamples']:,} resamples of scans, seed {bootstrap['seed']}")
+        )
     if given:
         blocks.append(Table("What was given", ("Input", "Value"), given, of_words=True))
     rates = ", ".join(RATE_NAMES.values())

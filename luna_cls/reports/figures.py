@@ -11,8 +11,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
-from numpy.typing import ArrayLike
-from sklearn.metrics import precision_recall_curve, roc_curve
 
 from luna_cls.files import write_text, written_whole
 from luna_cls.judging.froc import RATES_PER_SCAN
@@ -28,11 +26,10 @@ from luna_cls.reports.drawing import (
     every,
     in_percent,
     legend,
-    thinned,
     to_svg,
 )
 
-WIDE_IN, SQUARE_IN, LOW_IN = (4.7, 3.5), (4.2, 3.5), (4.2, 2.9)
+WIDE_IN, SQUARE_IN, LOW_IN = (4.4, 3.4), (3.9, 3.3), (3.9, 2.8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,19 +112,20 @@ def _draw_froc(curves: Sequence[Froc], palette: Palette) -> Drawing:
     return drawing
 
 
-def roc(labels: ArrayLike, scores: ArrayLike, metrics: Mapping[str, Any]) -> Figure:
-    """Sensitivity against the share of other candidates called nodules."""
-    false_alarms, sensitivity, _ = roc_curve(labels, scores)
-    x, y = thinned(false_alarms, sensitivity)
+def roc(points: pd.DataFrame, metrics: Mapping[str, Any]) -> Figure:
+    """Sensitivity against the share of other candidates called nodules, from what `roc_points` gives."""
+    false_alarms, sensitivity = (points[name].to_numpy() for name in ("false_positive_rate", "sensitivity"))
     drawing, drawn = axes(SQUARE_IN, "false alarms among the others (1 − specificity)", "sensitivity")
     drawn.plot([0, 1], [0, 1], color=PAGE.quiet, linewidth=1, linestyle=(0, (2, 2)), label="chance")
-    drawn.plot(x, y, color=PAGE.series[0], linewidth=1.8, label=f"AUC {metrics['auc']:.3f}")
+    drawn.plot(
+        false_alarms, sensitivity, color=PAGE.series[0], linewidth=1.8, label=f"AUC {metrics['auc']:.3f}"
+    )
     chosen = 1 - metrics["specificity"], metrics["recall"]
     drawn.plot(*chosen, color=PAGE.series[1], marker="o", linestyle="none", label="probability 1/2")
     in_percent(drawn, "xy")
     legend(drawn, loc="lower right")
     at = (0.0, 0.001, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
-    best = [sensitivity[false_alarms <= share].max() for share in at]
+    best = [sensitivity[false_alarms <= share].max(initial=0.0) for share in at]
     return Figure(
         "ROC",
         to_svg(drawing, "roc"),
@@ -136,36 +134,42 @@ def roc(labels: ArrayLike, scores: ArrayLike, metrics: Mapping[str, Any]) -> Fig
         "The dashed line is chance. With so few nodules a small share of false alarms is still many: "
         "look at precision and recall, too.",
         Table(
-            "Highest sensitivity with at most so many false alarms",
+            "Sensitivity with at most so many false alarms",
             ("False alarms among the others", "Sensitivity"),
             [(percent(share), number(value)) for share, value in zip(at, best, strict=True)],
         ),
     )
 
 
-def precision_recall(labels: ArrayLike, scores: ArrayLike, metrics: Mapping[str, Any]) -> Figure:
-    """Of those called nodules, how many are; against how many of all nodules are called."""
-    precision, recall, _ = precision_recall_curve(labels, scores)
-    prevalence = float(np.mean(labels))
-    x, y = thinned(recall, precision)
+def precision_recall(points: pd.DataFrame, metrics: Mapping[str, Any], prevalence: float) -> Figure:
+    """Of those called nodules, how many are; against how many of all nodules are called.
+
+    Args:
+        points: What `precision_recall_points` gives.
+        metrics: `binary_metrics`.
+        prevalence: The share of nodules among the candidates: what chance gets.
+    """
+    recall, precision = (points[name].to_numpy() for name in ("recall", "precision"))
     drawing, drawn = axes(SQUARE_IN, "sensitivity (recall)", "nodules among those called (precision)")
     average = metrics["average_precision"]
     drawn.axhline(prevalence, color=PAGE.quiet, linewidth=1, linestyle=(0, (2, 2)), label="chance")
-    drawn.plot(x, y, color=PAGE.series[0], linewidth=1.8, label=f"average precision {average:.3f}")
+    drawn.plot(
+        recall, precision, color=PAGE.series[0], linewidth=1.8, label=f"average precision {average:.3f}"
+    )
     if metrics["precision"] is not None:
         chosen = metrics["recall"], metrics["precision"]
         drawn.plot(*chosen, color=PAGE.series[1], marker="o", linestyle="none", label="probability 1/2")
     in_percent(drawn, "xy")
     legend(drawn, loc="best")
     at = np.linspace(0.1, 1, 10)
-    best = [precision[recall >= share - 1e-12].max() for share in at]
+    best = [precision[recall >= share - 1e-12].max(initial=0.0) for share in at]
     return Figure(
         "Precision and recall",
         to_svg(drawing, "precision-recall"),
         f"Precision-recall curve, average precision {average:.3f}; chance is {percent(prevalence, 2)}.",
         f"The dashed line is chance: {percent(prevalence, 2)} of these candidates are on nodules.",
         Table(
-            "Highest precision with at least so much sensitivity",
+            "Precision with at least so much sensitivity",
             ("Sensitivity", "Precision"),
             [(percent(share, 0), number(value)) for share, value in zip(at, best, strict=True)],
         ),
@@ -190,7 +194,13 @@ def histogram(scores: pd.DataFrame, what: str) -> Figure:
         counts.append(found)
         drawn.stairs(np.maximum(found, 0.5), edges, baseline=0.5, color=colour, alpha=0.18, fill=True)
         drawn.stairs(
-            np.maximum(found, 0.5), edges, baseline=0.5, color=colour, linestyle=line, linewidth=1.5, label=name
+            np.maximum(found, 0.5),
+            edges,
+            baseline=0.5,
+            color=colour,
+            linestyle=line,
+            linewidth=1.5,
+            label=name,
         )
     highest = max(found.max() for found in counts)
     ticks = [tick for tick in 10.0 ** np.arange(8) if tick <= 10 * highest]
@@ -278,10 +288,17 @@ def training(
     for (column, label), colour, line, marker in zip(
         metrics.items(), PAGE.series, LINES, MARKERS, strict=False
     ):
-        epochs, values = thinned(history["epoch"], history[column], 300)
+        epochs, values = history["epoch"], history[column]
         few = marker if len(epochs) < 40 else ""
         drawn.plot(
-            epochs, values, color=colour, linestyle=line, marker=few, markersize=3.5, linewidth=1.6, label=label
+            epochs,
+            values,
+            color=colour,
+            linestyle=line,
+            marker=few,
+            markersize=3.5,
+            linewidth=1.6,
+            label=label,
         )
     drawn.axvline(best_epoch, color=PAGE.quiet, linewidth=1, linestyle=(0, (2, 2)), label="kept")
     drawn.xaxis.get_major_locator().set_params(integer=True)
@@ -309,4 +326,6 @@ def training(
 
 
 def _legend_above(drawn: Axes) -> None:
-    legend(drawn, loc="lower left", bbox_to_anchor=(-0.12, 1.0), ncols=2, columnspacing=1.2, borderaxespad=0.2)
+    legend(
+        drawn, loc="lower left", bbox_to_anchor=(-0.12, 1.0), ncols=2, columnspacing=1.2, borderaxespad=0.2
+    )

@@ -13,7 +13,7 @@ from luna_cls import __version__
 from luna_cls.cubes.store import CubeStore
 from luna_cls.errors import InputError
 from luna_cls.files import write_text
-from luna_cls.reports.blocks import Block, Cards, Page
+from luna_cls.reports.blocks import Block, Cards, Page, Table
 from luna_cls.reports.comparison_page import comparison_page
 from luna_cls.reports.evaluation_page import evaluation_page
 from luna_cls.reports.prediction_page import prediction_page
@@ -25,7 +25,7 @@ REPORT = "report.html"
 # A folder is what the first of these files in it says. A run may hold an evaluation's files, not the reverse.
 PAGES: dict[str, Callable[[Path, Cubes], Page]] = {
     "comparison.json": comparison_page,
-    "froc.json": evaluation_page,
+    "evaluation.json": evaluation_page,
     "history.csv": run_page,
     "findings.csv": prediction_page,
 }
@@ -49,7 +49,9 @@ def write_report(folder: Path, *, scans: Iterable[Path] = (), store: CubeStore |
         InputError: If the folder is none of these, a file in it is damaged, or there is no scan in `scans`.
     """
     if not folder.is_dir():
-        raise InputError(f"No folder at {folder}. Give one that luna-cls train, evaluate or predict has made.")
+        raise InputError(
+            f"No folder at {folder}. Give one that luna-cls train, evaluate or predict has made."
+        )
     read = next((read for sign, read in PAGES.items() if (folder / sign).is_file()), None)
     if read is None:
         raise InputError(
@@ -57,7 +59,9 @@ def write_report(folder: Path, *, scans: Iterable[Path] = (), store: CubeStore |
             "folder that luna-cls train, evaluate or predict has made."
         )
     if read is run_page and not (folder / "metrics.json").is_file():
-        raise InputError(f"The run {folder} is not finished: it has no metrics.json. Go on with it: --resume.")
+        raise InputError(
+            f"The run {folder} is not finished: it has no metrics.json. Go on with it: --resume."
+        )
     write_text(folder / REPORT, render(read(folder, Cubes(store, scans))))
     return folder / REPORT
 
@@ -75,14 +79,17 @@ def render(page: Page) -> str:
         if isinstance(block, Cards)
         for card in block.cards
     )
-    return environment.get_template("page.html").render(
-        page=page,
-        version=__version__,
-        gap_px=GAP_PX,
-        has_cubes=has_cubes,
-        style=Markup(environment.get_template("style.css").render()),
-        script=Markup(environment.get_template("viewer.js").render(gap_px=GAP_PX)),
-    ) + "\n"
+    return (
+        environment.get_template("page.html").render(
+            page=page,
+            version=__version__,
+            gap_px=GAP_PX,
+            has_cubes=has_cubes,
+            style=Markup(environment.get_template("style.css").render()),
+            script=Markup(environment.get_template("viewer.js").render(gap_px=GAP_PX)),
+        )
+        + "\n"
+    )
 
 
 def _described(svg: str, alternative: str) -> Markup:
@@ -92,4 +99,8 @@ def _described(svg: str, alternative: str) -> Markup:
 
 def _runs(blocks: Iterable[Block]) -> list[tuple[str, list[Block]]]:
     """Blocks of a kind that follow each other, together: figures stand side by side."""
-    return [(kind, list(run)) for kind, run in groupby(blocks, key=lambda block: block.kind)]
+
+    def kind(block: Block) -> str:
+        return "figure" if isinstance(block, Table) and block.beside_figures else block.kind
+
+    return [(name, list(run)) for name, run in groupby(blocks, key=kind)]

@@ -51,7 +51,11 @@ def prediction_page(folder: Path, cubes: Cubes) -> Page:
         ),
         facts=[
             ("Scans read", f"{len(uids) - unread:,} of {len(uids):,}", f"{unread:,} could not be"),
-            ("Candidates scored", f"{len(findings):,}", f"{len(findings) / max(len(uids) - unread, 1):,.0f} a scan"),
+            (
+                "Candidates scored",
+                f"{len(findings):,}",
+                f"{len(findings) / max(len(uids) - unread, 1):,.0f} a scan",
+            ),
             ("Places from 1/2", f"{len(likely):,}", "10 mm or more apart"),
             ("Highest probability", probability(findings["probability"].max()), "of all candidates"),
         ],
@@ -78,7 +82,9 @@ def _places(findings: pd.DataFrame) -> pd.DataFrame:
 def _warnings(failures: pd.DataFrame, unread: int) -> list[str]:
     warnings = []
     if unread:
-        warnings.append(f"{plural(unread, 'scan')} could not be read: nothing is known of them. They are listed below.")
+        warnings.append(
+            f"{plural(unread, 'scan')} could not be read: nothing is known of them. They are listed below."
+        )
     rest = len(failures) - unread
     if rest:
         warnings.append(f"{plural(rest, 'candidate')} could not be scored. They are listed below.")
@@ -106,8 +112,14 @@ def _by_scan(uids: list[str], findings: pd.DataFrame, likely: pd.DataFrame) -> S
 
 
 def _failures(failures: pd.DataFrame) -> Section:
-    rows = [(str(row["seriesuid"]), str(row["reason"])) for row in failures.head(MOST_ROWS).to_dict("records")]
-    text = f"{plural(len(failures), 'scan or candidate').replace('candidates', 'candidates')} could not be used."
+    rows = [
+        (str(row["seriesuid"]), str(row["reason"])) for row in failures.head(MOST_ROWS).to_dict("records")
+    ]
+    text = (
+        f"{plural(len(failures), 'scan or candidate').replace('candidates', 'candidates')} could not be used."
+    )
     if len(failures) > MOST_ROWS:
         text += f" The first {MOST_ROWS}; failures.csv has all."
-    return Section("failures", "What could not be used", (text,), [Table("Failures", ("Scan", "Why"), rows, True)])
+    return Section(
+        "failures", "What could not be used", (text,), [Table("Failures", ("Scan", "Why"), rows, True)]
+    )

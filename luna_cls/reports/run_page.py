@@ -7,19 +7,33 @@ from pathlib import Path
 from typing import Any
 
 
+import pandas as pd
+
 from luna_cls.files import POINT_COLUMNS
+from luna_cls.judging.binary import precision_recall_points, roc_points
 from luna_cls.reports import figures
 from luna_cls.reports.blocks import Block, Listing, Page, Section, count_of, number, percent, plural
 from luna_cls.reports.calibration_sections import decisions, mending
-from luna_cls.reports.candidates import every_candidate, least_probable, worst_false_alarms
+from luna_cls.reports.candidates import (
+    every_candidate,
+    least_probable,
+    ranking_facts,
+    ranking_in_words,
+    worst_false_alarms,
+)
 from luna_cls.reports.evidence import need, read_json, read_table
 from luna_cls.reports.viewer import Cubes
 
 CURVES = (
     ("loss", {"loss": "training", "val_loss": "validation"}),
-    ("ranking", {"val_auc": "validation AUC", "val_average_precision": "validation average precision"}),
-    ("decisions", {"val_balanced_accuracy": "balanced accuracy", "val_recall": "sensitivity",
-                   "val_specificity": "specificity"}),
+    (
+        "validation",
+        {
+            "val_auc": "AUC",
+            "val_average_precision": "average precision",
+            "val_balanced_accuracy": "balanced accuracy",
+        },
+    ),
 )
 
 
@@ -47,7 +61,7 @@ def run_page(folder: Path, cubes: Cubes) -> Page:
         "These also chose the epoch that is kept: on scans that had no part in that it may do a little worse."
     )
     sections = [
-        every_candidate(scores, metrics, no_skill, None, text),
+        every_candidate(_curves(scores), metrics, no_skill, None, text),
         mending(calibration) if calibration else _without_calibration(),
         decisions(points) if points else None,
         _training(folder, result),
@@ -58,26 +72,30 @@ def run_page(folder: Path, cubes: Cubes) -> Page:
     return Page(
         kind="Training run",
         title=folder.resolve().name,
-        verdict=_verdict(metrics),
+        verdict=ranking_in_words(metrics),
         facts=[
-            ("AUC", number(metrics["auc"]), "chance: 0.5"),
-            ("Average precision", number(metrics["average_precision"]),
-             f"chance: {number(no_skill['average_precision'])}"),
-            ("Balanced accuracy", number(metrics["balanced_accuracy"]), "always “no”: 0.5"),
-            ("Epoch kept", str(result["best_epoch"]), f"best by {result['monitor']}"),
+            *ranking_facts(metrics, no_skill),
+            ("Epoch kept", str(result["best_epoch"]), f"best by {_in_words(result['monitor'])}"),
         ],
         warnings=[_in_epoch(finding) for finding in result.get("health") or ()],
         sections=[section for section in sections if section is not None],
     )
 
 
-def _verdict(metrics: Mapping[str, Any]) -> str:
-    nodules, others = metrics["tp"] + metrics["fn"], metrics["fp"] + metrics["tn"]
-    return (
-        f"The model puts a nodule before another candidate in {percent(metrics['auc'])} of all pairs. At probability "
-        f"1/2 it finds {count_of(metrics['tp'], nodules)} candidates on nodules "
-        f"and calls {count_of(metrics['fp'], others)} others nodules by mistake."
-    )
+def _curves(scores: pd.DataFrame | None) -> dict[str, pd.DataFrame]:
+    if scores is None or scores["class"].nunique() < 2:
+        return {}
+    finest = scores["logit"] if "logit" in scores.columns else scores["probability"]
+    return {
+        "roc": roc_points(scores["class"], finest),
+        "precision_recall": precision_recall_points(scores["class"], finest),
+        "scores": scores,
+    }
+
+
+def _in_words(monitor: str) -> str:
+    """A metric of validation as it is said: val_average_precision is average precision."""
+    return monitor.removeprefix("val_").replace("_", " ").replace("auc", "AUC")
 
 
 def _in_epoch(finding: Mapping[str, Any]) -> str:
@@ -105,8 +123,9 @@ def _training(folder: Path, result: Mapping[str, Any]) -> Section | None:
             drawn = figures.training(history, there, result["best_epoch"], name, f"training-{name}")
             blocks.append(drawn)
     ended = result.get("diverged_in")
-    text = f"{plural(len(history), 'epoch')}; epoch {result['best_epoch']} was the best by {result['monitor']}." + (
-        f" The training diverged in epoch {ended} and ended there." if ended else ""
+    text = (
+        f"{plural(len(history), 'epoch')}; epoch {result['best_epoch']} was the best by {_in_words(result['monitor'])}."
+        + (f" The training diverged in epoch {ended} and ended there." if ended else "")
     )
     return Section("training", "How training went", (text,), blocks)
 
