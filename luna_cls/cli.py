@@ -10,7 +10,7 @@ import functools
 import math
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec
@@ -295,7 +295,21 @@ def train(
         result["no_skill"],
     )
     _print_path(run)
+    _add_report(run, store=store)
     return DONE if result["diverged_in"] is None else SOME_FAILED
+
+
+def _add_report(folder: Path, scans: Iterable[Path] = (), store: Path | None = None) -> None:
+    """Writes a report at the end of a command; what the command has made stands, whatever becomes of that."""
+    try:
+        from luna_cls.cubes.store import CubeStore
+        from luna_cls.reports.page import write_report
+
+        opened = CubeStore.open(store) if store else None
+        _say(f"Report: {write_report(folder, scans=scans, store=opened)}")
+    except Exception as error:
+        again = f"luna-cls report {shlex.quote(str(folder))}"
+        _say(f"Warning: no report was written ({' '.join(str(error).split())}). Try: {again}")
 
 
 @_command
@@ -492,7 +506,28 @@ def predict(
         made = predict_scans(model, scans, candidates, out, force=force, on_progress=on_progress)
     _say(f"{len(made.findings):,} findings in {made.num_scans} scans")
     _print_path(out / "findings.csv")
+    _add_report(out, scans=scans)
     return _failed(out, len(made.failures))
+
+
+@_command
+def report(
+    folder: Annotated[Path, typer.Argument(help="A run, an evaluation, a comparison or findings.")],
+    scans: Annotated[
+        list[Path] | None,
+        typer.Option(help="Scans, or folders of them, for pictures; may be repeated.", show_default="none"),
+    ] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="The cube store of a run, for pictures.", show_default="none")
+    ] = None,
+) -> int:
+    """Write FOLDER/report.html: what its files say, on one page that needs nothing else."""
+    from luna_cls.cubes.store import CubeStore
+    from luna_cls.reports.page import write_report
+
+    opened = CubeStore.open(store) if store else None
+    _print_path(write_report(folder, scans=scans or (), store=opened))
+    return DONE
 
 
 def _failed(folder: Path, count: int) -> int:

@@ -46,8 +46,8 @@ def reliability(assessed: Mapping[str, Any]) -> Section:
             f"{number(ratio if ratio > 1 else 1 / ratio, 1)} times too {'high' if ratio > 1 else 'low'}"
         )
     text = (
-        f"{percent(prevalence, 2)} of the candidates are on nodules; the mean probability is {percent(mean, 2)}: "
-        f"{judgement}. Expected calibration error: {number(assessed['ece'], 4)}"
+        f"{percent(prevalence, 2)} of the candidates are on nodules; the mean probability is "
+        f"{percent(mean, 2)}: {judgement}. Expected calibration error: {number(assessed['ece'], 4)}"
         f"{_in_brackets(assessed, 'ece')}; around nodules: {number(assessed['ece_of_nodules'])}"
         f"{_in_brackets(assessed, 'ece_of_nodules')}."
     )
@@ -55,7 +55,7 @@ def reliability(assessed: Mapping[str, Any]) -> Section:
     no_skill = assessed.get("no_skill") or {}
     rows = [
         (
-            label.capitalize() if label[0].islower() else label,
+            label[0].upper() + label[1:],
             number(assessed.get(name), 4),
             interval(bounds.get(name), 4),
             number(no_skill.get(name), 4),
@@ -140,10 +140,12 @@ def mending(calibration: Mapping[str, Any]) -> Section:
     fitted = calibration.get("crossfit") or {}
     before, after = fitted.get("before"), fitted.get("after") or {}
     method = str(calibration.get("method", ""))
-    text = f"luna-cls predict applies {_METHODS.get(method, method)}, fitted on the validation candidates."
+    text = f"luna-cls predict applies {_METHODS.get(method, method)}, fitted to the validation candidates."
     blocks: list[Block] = []
     if before and after:
-        text += f" The figures are of scans that each fit has not seen ({fitted['folds']} folds of the validation scans)."
+        text += (
+            f" Below, each fit is judged on validation scans that it has not seen ({fitted['folds']} folds)."
+        )
         shown = ("ece", "ece_of_nodules", "brier", "log_loss", "slope")
         rows = [("none", *(number(before.get(name), 4) for name in shown))]
         for name, found in after.items():
@@ -174,8 +176,13 @@ _METHODS = {
 }
 
 
-def decisions(stored: Mapping[str, Any]) -> Section | None:
-    """The section on thresholds: what each was chosen for, what it does, and a decision curve."""
+def decisions(stored: Mapping[str, Any], text: str) -> Section | None:
+    """The section on thresholds: what each was chosen for, what it does, and a decision curve.
+
+    Args:
+        stored: What operating_points.json holds: `points`, and perhaps `decision_curve`.
+        text: On which candidates.
+    """
     points = stored.get("points") or []
     curve = stored.get("decision_curve") or []
     if not points and not curve:
@@ -187,7 +194,6 @@ def decisions(stored: Mapping[str, Any]) -> Section | None:
         blocks.append(_outcomes(points))
     if curve:
         blocks.append(_decision_curve(curve))
-    text = "Thresholds are chosen on validation, never on the scans that are judged."
     return Section("thresholds", "Where to draw the line", (text,), blocks)
 
 
@@ -280,8 +286,8 @@ def _decision_curve(curve: Sequence[Mapping[str, float]]) -> Figure:
         "Decision curve",
         to_svg(drawing, "decision-curve"),
         f"Decision curve: the model is worth more than calling all or none {useful}.",
-        "Who calls a candidate from probability t on takes (1 − t) / t false alarms for one nodule found. The "
-        "model is of use where it is above the other two lines (Vickers & Elkin 2006).",
+        "Who calls a candidate from probability t on takes (1 − t) / t false alarms for one nodule found. "
+        "The model is of use where it is above the other two lines (Vickers & Elkin 2006).",
         Table(
             "Net benefit per 1,000 candidates",
             ("Threshold", *(name.capitalize() for name in names.values())),

@@ -27,8 +27,8 @@ from luna_cls.reports.viewer import Cubes, cards
 MOST_CARDS = 8
 PICTURES_HINT = "For pictures of them: luna-cls report FOLDER --scans SCANS"
 HOW_TO_LOOK = (
-    "The point is in the middle of each plane; front and head are up, the patient's right is on the left. Lung "
-    "window: level −550, width 1,600 HU. The slider moves all three planes at once."
+    "The point is in the middle of each plane; front and head are up, the patient's right is on the left. "
+    "Lung window: level −550, width 1,600 HU. The slider moves all three planes at once."
 )
 
 
@@ -123,8 +123,8 @@ def hardest_nodules(nodules: pd.DataFrame, cubes: Cubes) -> Section:
     """The section on nodules that were missed or hard to find, from nodules.csv."""
     missed = int(nodules["probability"].isna().sum())
     text = (
-        f"Missed at any probability: {count_of(missed, len(nodules))} nodules. Then come those that are found "
-        "last when the threshold is lowered, with the false positives a scan that it takes.",
+        f"Missed at any probability: {count_of(missed, len(nodules))} nodules. Then come those that are "
+        "found last when the threshold is lowered, with the false positives a scan that it takes."
     )
 
     def heading(row: Mapping[str, Any]) -> str:
@@ -144,7 +144,7 @@ def least_probable(nodules: pd.DataFrame, cubes: Cubes) -> Section:
     """The section on candidates on nodules with the lowest probability."""
     text = (
         f"Of {len(nodules):,} candidates on nodules, those with the lowest probability, at places 10 mm "
-        "or more apart. Another candidate on the same nodule may have a higher one.",
+        "or more apart. Another candidate on the same nodule may have a higher one."
     )
     shown = apart(nodules.sort_values("probability", kind="stable"), MOST_CARDS)
     return _worst("misses", "Worst misses", text, shown, cubes, _by_probability, _no_facts)
@@ -153,8 +153,8 @@ def least_probable(nodules: pd.DataFrame, cubes: Cubes) -> Section:
 def worst_false_alarms(others: pd.DataFrame, cubes: Cubes) -> Section:
     """The section on candidates on no nodule with the highest probability."""
     text = (
-        "The most probable of those that are on no nodule, at places 10 mm or more apart. Some may be nodules "
-        "that nobody has annotated: look.",
+        "The most probable of those that are on no nodule, at places 10 mm or more apart. Some may be "
+        "nodules that nobody has annotated: look."
     )
     shown = apart(others.sort_values("probability", ascending=False, kind="stable"), MOST_CARDS)
     return _worst("false-alarms", "Worst false alarms", text, shown, cubes, _by_probability, _no_facts)
@@ -163,8 +163,8 @@ def worst_false_alarms(others: pd.DataFrame, cubes: Cubes) -> Section:
 def most_probable(findings: pd.DataFrame, cubes: Cubes, most: int) -> Section:
     """The section on the findings with the highest probability."""
     text = (
-        "The most probable of all scans, at places 10 mm or more apart: of findings nearer to each other the "
-        "most probable one stands for all.",
+        "The most probable of all scans, at places 10 mm or more apart: of findings nearer to each other "
+        "the most probable one stands for all."
     )
     shown = apart(findings.sort_values("probability", ascending=False, kind="stable"), most)
     return _worst("findings", "Most probable findings", text, shown, cubes, _by_probability, _known_class)
@@ -187,7 +187,7 @@ def _known_class(row: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _worst(
     name: str,
     title: str,
-    text: Sequence[str],
+    text: str,
     shown: pd.DataFrame,
     cubes: Cubes,
     heading: Any,
@@ -196,11 +196,11 @@ def _worst(
     """Cards with pictures, or a table where there are none to be had."""
     if cubes.is_there and len(shown):
         made = cards(shown, cubes, heading, facts)
-        return Section(name, title, (*text, HOW_TO_LOOK), [Cards(made)])
+        return Section(name, title, (text, HOW_TO_LOOK), [Cards(made)])
     rows = []
     for row in shown.to_dict("records"):
         place = ", ".join(f"{row[axis]:.1f}".replace("-", "−") for axis in COORDINATES)
         size = [f"{row['diameter_mm']:.1f} mm"] if "diameter_mm" in row else []
         rows.append((heading(row).capitalize(), *size, place, row["seriesuid"]))
     columns = ("What", *(["Diameter"] if "diameter_mm" in shown.columns else []), "x, y, z in mm", "Scan")
-    return Section(name, title, text, [Table(title, columns, rows, of_words=True)], PICTURES_HINT)
+    return Section(name, title, (text,), [Table(title, columns, rows, of_words=True)], PICTURES_HINT)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from luna_cls.errors import InputError
-from luna_cls.files import POINT_COLUMNS
+from luna_cls.files import POINT_COLUMNS, write_text, written_whole
 from luna_cls.reports import figures
 from luna_cls.reports.blocks import (
     RATE_NAMES,
@@ -29,10 +29,12 @@ from luna_cls.reports.candidates import (
     ranking_in_words,
     worst_false_alarms,
 )
+from luna_cls.reports.drawing import PAPER, to_svg
 from luna_cls.reports.evidence import need, read_froc, read_json, read_table
 from luna_cls.reports.viewer import Cubes
 
 MOST_SCANS = 10
+THRESHOLDS = "The thresholds were chosen on validation scans; here is what they do on the scans evaluated."
 
 _INPUTS = {
     "predictions": "Predictions",
@@ -70,7 +72,7 @@ def evaluation_page(folder: Path, cubes: Cubes) -> Page:
         *(_of_froc(folder, found) if found else [_without_froc()]),
         _candidates(folder, judged) if judged else None,
         reliability(calibration) if calibration else None,
-        decisions(points) if points else None,
+        decisions(points, THRESHOLDS) if points else None,
         hardest_nodules(nodules, cubes) if nodules is not None and len(nodules) else None,
         worst_false_alarms(false_alarms, cubes) if false_alarms is not None and len(false_alarms) else None,
         _scans(folder),
@@ -90,12 +92,24 @@ def evaluation_page(folder: Path, cubes: Cubes) -> Page:
     )
 
 
+def write_froc(folder: Path) -> None:
+    """Writes the curve of an evaluation folder for a paper, on white: `froc.png` and `froc.svg`.
+
+    Raises:
+        InputError: If the folder has no curve, or a damaged one.
+    """
+    drawn = figures.draw_froc([read_froc(folder, "this submission")], PAPER)
+    write_text(folder / "froc.svg", to_svg(drawn, "froc", PAPER))
+    with written_whole(folder / "froc.png") as temporary:
+        drawn.savefig(temporary, dpi=300, metadata={"Software": None})
+
+
 def _verdict(found: Mapping[str, Any]) -> str:
-    bounds = found.get("cpm_interval_95")
+    at_one, bounds = found["sensitivity_at_fps"]["1"], found.get("cpm_interval_95")
     brackets = f" ({interval(bounds)} in {_resamples(found)})" if bounds else ""
     return (
-        f"At one false positive a scan, {percent(found['sensitivity_at_fps']['1'])} of the nodules are found. The "
-        f"mean over LUNA16's seven rates, its CPM, is {found['cpm']:.3f}{brackets}."
+        f"At one false positive a scan, {percent(at_one)} of the nodules are found. "
+        f"The mean over LUNA16's seven rates, its CPM, is {found['cpm']:.3f}{brackets}."
     )
 
 
@@ -158,8 +172,8 @@ def _candidates(folder: Path, judged: Mapping[str, Any]) -> Section:
     text = f"{count:,} candidates, {int(metrics['tp'] + metrics['fn']):,} of them on nodules"
     if judged.get("labels") == "luna16":
         text += (
-            ": those that lie inside an annotated nodule. Those on excluded findings are left out; nodules that "
-            "no candidate marks are not counted here"
+            ": those that lie inside an annotated nodule. Those on excluded findings are left out; nodules "
+            "that no candidate marks are not counted here"
         )
     return every_candidate(curves, metrics, judged["no_skill"], judged.get("interval_95"), f"{text}.")
 
@@ -173,14 +187,13 @@ def _scans(folder: Path) -> Section | None:
     missed = scans["num_nodules"] - scans["found_at_1"]
     with_nodules = scans["num_nodules"] > 0
     whole = int((with_nodules & (missed == 0)).sum())
-    text = [
-        f"At the threshold of one false positive a scan, every nodule is found in "
+    text = (
+        "At the threshold of one false positive a scan, every nodule is found in "
         f"{count_of(whole, int(with_nodules.sum()))} scans that have one."
-    ]
+    )
     if alarms is not None:
-        text.append(
-            f"{count_of(int((alarms == 0).sum()), len(scans))} scans are without a false positive there."
-        )
+        clean = count_of(int((alarms == 0).sum()), len(scans))
+        text += f" {clean} scans are without a false positive there."
     worst = scans.assign(missed=missed).sort_values(
         ["missed", "num_false_positives"], ascending=False, kind="stable"
     )
@@ -202,7 +215,7 @@ def _scans(folder: Path) -> Section | None:
         "False positives at any",
     )
     table = Table("The scans with most nodules missed at one false positive a scan", columns_shown, rows)
-    return Section("scans", "By scan", (" ".join(text),), [table])
+    return Section("scans", "By scan", (text,), [table])
 
 
 def _inputs(found: Mapping[str, Any] | None, inputs: Mapping[str, Any]) -> Section:
@@ -232,7 +245,8 @@ def _inputs(found: Mapping[str, Any] | None, inputs: Mapping[str, Any]) -> Secti
         blocks.append(Table("What was given", ("Input", "Value"), given, of_words=True))
     rates = ", ".join(RATE_NAMES.values())
     text = (
-        "Counted by the rules of LUNA16's official script: a mark hits a nodule if it is nearer to its centre than "
-        f"its radius; the CPM is the mean sensitivity at {rates} false positives a scan (Setio et al. 2017)."
+        "Counted by the rules of LUNA16's official script: a mark hits a nodule if it is nearer to its "
+        f"centre than its radius; the CPM is the mean sensitivity at {rates} false "
+        "positives a scan (Setio et al. 2017)."
     )
     return Section("inputs", "Counts, inputs and rules", (text,), blocks)

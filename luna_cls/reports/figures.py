@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
+from matplotlib.ticker import MaxNLocator
 
-from luna_cls.files import write_text, written_whole
 from luna_cls.judging.froc import RATES_PER_SCAN
 from luna_cls.reports.blocks import RATE_NAMES, Figure, Table, count_of, interval, number, percent
 from luna_cls.reports.drawing import (
     LINES,
     MARKERS,
     PAGE,
-    PAPER,
     Floats,
     Palette,
     axes,
@@ -57,18 +55,14 @@ class Froc:
 
 def froc(curves: Sequence[Froc], caption: str) -> Figure:
     """Sensitivity against false positives a scan."""
-    columns = ["False positives a scan"]
-    for curve in curves:
-        prefix = f"{curve.name}: " if len(curves) > 1 else ""
-        columns.append(f"{prefix}sensitivity".capitalize() if not prefix else f"{prefix}sensitivity")
-        columns += [f"{prefix}95 % interval"] if curve.intervals else []
-    rows = []
-    for rate, name in RATE_NAMES.items():
-        row = [name]
-        for curve in curves:
-            row.append(number(curve.at_rates[f"{rate:g}"]))
-            row += [interval(curve.intervals[f"{rate:g}"])] if curve.intervals else []
-        rows.append(row)
+    (first, *more), rates = curves, RATE_NAMES.items()
+    columns = ["False positives a scan", *(curve.name for curve in curves)]
+    rows = [[name, *(number(curve.at_rates[f"{rate:g}"]) for curve in curves)] for rate, name in rates]
+    if not more and first.intervals:
+        columns = ["False positives a scan", "Sensitivity", "95 % interval"]
+        rows = [
+            [*row, interval(first.intervals[f"{rate:g}"])] for row, rate in zip(rows, RATE_NAMES, strict=True)
+        ]
     seen = "; ".join(
         f"{curve.name} finds {percent(curve.at_rates['0.125'])} of the nodules at 1/8 false positive a scan, "
         f"{percent(curve.at_rates['1'])} at 1 and {percent(curve.at_rates['8'])} at 8"
@@ -76,22 +70,15 @@ def froc(curves: Sequence[Froc], caption: str) -> Figure:
     )
     return Figure(
         "FROC",
-        to_svg(_draw_froc(curves, PAGE), "froc"),
+        to_svg(draw_froc(curves), "froc"),
         f"FROC curve. {seen}.",
         caption,
         Table("Sensitivity at LUNA16's seven rates of false positives", columns, rows),
     )
 
 
-def write_froc(folder: Path, curves: Sequence[Froc]) -> None:
-    """Writes `froc.png` and `froc.svg` for a paper: on white, without the page's colours."""
-    drawn = _draw_froc(curves, PAPER)
-    write_text(folder / "froc.svg", to_svg(drawn, "froc", PAPER))
-    with written_whole(folder / "froc.png") as temporary:
-        drawn.savefig(temporary, dpi=300, metadata={"Software": None})
-
-
-def _draw_froc(curves: Sequence[Froc], palette: Palette) -> Drawing:
+def draw_froc(curves: Sequence[Froc], palette: Palette = PAGE) -> Drawing:
+    """FROC curves, in the colours of a page or of paper."""
     drawing, drawn = axes(WIDE_IN, "false positives a scan", "nodules found (sensitivity)", palette)
     drawn.set_xscale("log", base=2)
     rates = np.geomspace(RATES_PER_SCAN[0], RATES_PER_SCAN[-1], 193)
@@ -236,7 +223,7 @@ def size_strata(strata: Sequence[Mapping[str, Any]]) -> Figure:
             drawn.plot(bounds, [place] * 2, color=PAGE.series[0], linewidth=2.4, alpha=0.5)
         if stratum["cpm"] is not None:
             drawn.plot(stratum["cpm"], place, color=PAGE.series[0], marker="o", markersize=6)
-    names = [f"{stratum['diameter_mm']} mm" for stratum in strata]
+    names = [f"{stratum['diameter_mm']} mm".replace(">=", "≥") for stratum in strata]
     drawn.set_yticks(places, names)
     drawn.set_ylim(-0.6, len(strata) - 0.4)
     drawn.set(xlim=(0, 1.01), xticks=np.linspace(0, 1, 6))
@@ -301,7 +288,7 @@ def training(
             label=label,
         )
     drawn.axvline(best_epoch, color=PAGE.quiet, linewidth=1, linestyle=(0, (2, 2)), label="kept")
-    drawn.xaxis.get_major_locator().set_params(integer=True)
+    drawn.xaxis.set_major_locator(MaxNLocator(integer=True))
     if title == "loss":
         drawn.set_ylim(bottom=0)
     else:

@@ -15,7 +15,7 @@ from luna_cls.errors import InputError
 from luna_cls.files import write_text
 from luna_cls.reports.blocks import Block, Cards, Page, Table
 from luna_cls.reports.comparison_page import comparison_page
-from luna_cls.reports.evaluation_page import evaluation_page
+from luna_cls.reports.evaluation_page import evaluation_page, write_froc
 from luna_cls.reports.prediction_page import prediction_page
 from luna_cls.reports.run_page import run_page
 from luna_cls.reports.viewer import GAP_PX, Cubes
@@ -34,8 +34,8 @@ PAGES: dict[str, Callable[[Path, Cubes], Page]] = {
 def write_report(folder: Path, *, scans: Iterable[Path] = (), store: CubeStore | None = None) -> Path:
     """Writes `folder/report.html`: what the files of the folder say, for a reader.
 
-    Only files are read, no model is run: any folder can be reported later, also elsewhere. The same files give
-    the same bytes.
+    Only files are read, no model is run: any folder can be reported later, also elsewhere. The same files
+    give the same bytes.
 
     Args:
         folder: An evaluation, a comparison, a finished run, or findings.
@@ -55,8 +55,8 @@ def write_report(folder: Path, *, scans: Iterable[Path] = (), store: CubeStore |
     read = next((read for sign, read in PAGES.items() if (folder / sign).is_file()), None)
     if read is None:
         raise InputError(
-            f"{folder} is no run, evaluation, comparison or prediction: it has none of {', '.join(PAGES)}. Give a "
-            "folder that luna-cls train, evaluate or predict has made."
+            f"{folder} is no run, evaluation, comparison or prediction: it has none of {', '.join(PAGES)}. "
+            "Give a folder that luna-cls train, evaluate or predict has made."
         )
     if read is run_page and not (folder / "metrics.json").is_file():
         raise InputError(
@@ -64,6 +64,21 @@ def write_report(folder: Path, *, scans: Iterable[Path] = (), store: CubeStore |
         )
     write_text(folder / REPORT, render(read(folder, Cubes(store, scans))))
     return folder / REPORT
+
+
+def write_evaluation_report(folder: Path, scans: Iterable[Path] = ()) -> None:
+    """Adds to an evaluation folder its page and, if it has a FROC curve, that curve for a paper.
+
+    Args:
+        folder: With all else that `luna-cls evaluate` writes.
+        scans: As for `write_report`.
+
+    Raises:
+        InputError: As `write_report`.
+    """
+    if (folder / "froc.json").is_file():
+        write_froc(folder)
+    write_report(folder, scans=scans)
 
 
 def render(page: Page) -> str:
@@ -85,8 +100,6 @@ def render(page: Page) -> str:
             version=__version__,
             gap_px=GAP_PX,
             has_cubes=has_cubes,
-            style=Markup(environment.get_template("style.css").render()),
-            script=Markup(environment.get_template("viewer.js").render(gap_px=GAP_PX)),
         )
         + "\n"
     )
@@ -94,7 +107,8 @@ def render(page: Page) -> str:
 
 def _described(svg: str, alternative: str) -> Markup:
     """A drawing with the words for one who does not see it."""
-    return Markup(svg.replace('role="img"', f'role="img" aria-label="{escape(alternative)}"', 1))
+    # Names of scans and files in a drawing were escaped when it was drawn.
+    return Markup(svg.replace('role="img"', f'role="img" aria-label="{escape(alternative)}"', 1))  # noqa: S704
 
 
 def _runs(blocks: Iterable[Block]) -> list[tuple[str, list[Block]]]:

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-
 import pandas as pd
 
 from luna_cls.files import POINT_COLUMNS
 from luna_cls.judging.binary import precision_recall_points, roc_points
 from luna_cls.reports import figures
-from luna_cls.reports.blocks import Block, Listing, Page, Section, count_of, number, percent, plural
+from luna_cls.reports.blocks import Block, Listing, Page, Section, plural
 from luna_cls.reports.calibration_sections import decisions, mending
 from luna_cls.reports.candidates import (
     every_candidate,
@@ -24,6 +23,10 @@ from luna_cls.reports.candidates import (
 from luna_cls.reports.evidence import need, read_json, read_table
 from luna_cls.reports.viewer import Cubes
 
+THRESHOLDS = (
+    "Thresholds of the calibrated probability, chosen on the validation scans and shown on the same: on "
+    "other scans they do a little worse."
+)
 CURVES = (
     ("loss", {"loss": "training", "val_loss": "validation"}),
     (
@@ -57,13 +60,14 @@ def run_page(folder: Path, cubes: Cubes) -> Page:
     count = nodules + int(metrics["fp"] + metrics["tn"])
     scans = f" of {plural(scores['seriesuid'].nunique(), 'scan')}" if scores is not None else ""
     text = (
-        f"{count:,} validation candidates{scans}, {nodules:,} of them on nodules (1 in {count / nodules:,.0f}). "
-        "These also chose the epoch that is kept: on scans that had no part in that it may do a little worse."
+        f"{count:,} validation candidates{scans}, {nodules:,} of them on nodules (1 in "
+        f"{count / nodules:,.0f}). These also chose the epoch that is kept: on scans that had no part in "
+        "that it may do a little worse."
     )
     sections = [
         every_candidate(_curves(scores), metrics, no_skill, None, text),
         mending(calibration) if calibration else _without_calibration(),
-        decisions(points) if points else None,
+        decisions(points, THRESHOLDS) if points else None,
         _training(folder, result),
         least_probable(scores[scores["class"] == 1], cubes) if scores is not None else None,
         worst_false_alarms(scores[scores["class"] == 0], cubes) if scores is not None else None,
@@ -123,9 +127,9 @@ def _training(folder: Path, result: Mapping[str, Any]) -> Section | None:
             drawn = figures.training(history, there, result["best_epoch"], name, f"training-{name}")
             blocks.append(drawn)
     ended = result.get("diverged_in")
-    text = (
-        f"{plural(len(history), 'epoch')}; epoch {result['best_epoch']} was the best by {_in_words(result['monitor'])}."
-        + (f" The training diverged in epoch {ended} and ended there." if ended else "")
+    best = f"epoch {result['best_epoch']} was the best by {_in_words(result['monitor'])}"
+    text = f"{plural(len(history), 'epoch')}; {best}." + (
+        f" The training diverged in epoch {ended} and ended there." if ended else ""
     )
     return Section("training", "How training went", (text,), blocks)
 
