@@ -190,8 +190,6 @@ def decisions(stored: Mapping[str, Any], text: str) -> Section | None:
     blocks: list[Block] = []
     if points:
         blocks.append(_thresholds(points))
-    if any("tp" in point for point in points):
-        blocks.append(_outcomes(points))
     if curve:
         blocks.append(_decision_curve(curve))
     return Section("thresholds", "Where to draw the line", (text,), blocks)
@@ -204,60 +202,46 @@ def _goal(point: Mapping[str, Any]) -> str:
 
 
 def _thresholds(points: Sequence[Mapping[str, Any]]) -> Table:
-    rows = []
-    for point in points:
-        bounds = point.get("threshold_interval_95") or (None, None)
-        rows.append(
-            (
-                _goal(point),
-                probability(point["threshold_probability"]),
-                "–" if None in bounds else " to ".join(map(probability, bounds)),
-            )
-        )
-    columns = ("Goal on validation", "Call a nodule from probability", "95 % interval")
-    return Table("Thresholds, and where they fall on other draws of the same scans", columns, rows)
+    """A column for each threshold."""
+    rows = [
+        ("Call a nodule from probability", *(probability(one["threshold_probability"]) for one in points))
+    ]
+    bounds = [one.get("threshold_interval_95") or (None, None) for one in points]
+    if any(None not in pair for pair in bounds):
+        on_other_draws = ("–" if None in pair else " to ".join(map(probability, pair)) for pair in bounds)
+        rows.append(("On other draws of the validation scans (95 %)", *on_other_draws))
+    if all("tp" in one for one in points):
+        rows.append(("Nodules called, dismissed", *(f"{one['tp']:,}, {one['fn']:,}" for one in points)))
+        rows.append(("Others called, dismissed", *(f"{one['fp']:,}, {one['tn']:,}" for one in points)))
+        rows += [
+            (label, *(_share(one, name) for one in points)) for name, label in _shares(points[0]).items()
+        ]
+        rows.append(("False positives a scan", *map(_alarms, points)))
+    columns = ("", *(_goal(one) for one in points))
+    return Table("Thresholds and what they do (95 % intervals in brackets)", columns, rows)
 
 
-def _outcomes(points: Sequence[Mapping[str, Any]]) -> Table:
-    rows = []
-    for point in points:
-        bounds = point.get("interval_95") or {}
+def _shares(point: Mapping[str, Any]) -> dict[str, str]:
+    natural = f"1 nodule in {1 / point['natural_prevalence']:,.0f}" if "natural_prevalence" in point else ""
+    return {
+        "sensitivity": "Sensitivity",
+        "specificity": "Specificity",
+        "ppv": "Nodules among those called (PPV), here",
+        "npv": "Others among those dismissed (NPV), here",
+        **({"natural_ppv": f"PPV at {natural}", "natural_npv": f"NPV at {natural}"} if natural else {}),
+    }
 
-        def share(name: str, point: Any = point, bounds: Any = bounds) -> str:
-            low, high = bounds.get(name) or (None, None)
-            return percent(point.get(name)) + (
-                "" if low is None or high is None else f" ({100 * low:.1f} to {100 * high:.1f})"
-            )
 
-        alarms = bounds.get("fps_per_scan")
-        rows.append(
-            (
-                _goal(point),
-                f"{point['tp']:,} / {point['fn']:,}",
-                f"{point['fp']:,} / {point['tn']:,}",
-                share("sensitivity"),
-                share("specificity"),
-                number(point["fps_per_scan"], 2) + (f" ({interval(alarms, 2)})" if alarms else ""),
-                share("ppv"),
-                share("natural_ppv"),
-            )
-        )
-    prevalence = points[0].get("natural_prevalence")
-    natural = f"PPV at 1 in {1 / prevalence:,.0f}" if prevalence else "PPV at natural prevalence"
-    return Table(
-        "What the thresholds do on these candidates (95 % intervals in brackets)",
-        (
-            "Goal",
-            "Nodules called / dismissed",
-            "Others called / dismissed",
-            "Sensitivity",
-            "Specificity",
-            "False positives a scan",
-            "PPV here",
-            natural,
-        ),
-        rows,
-    )
+def _share(point: Mapping[str, Any], name: str) -> str:
+    low, high = (point.get("interval_95") or {}).get(name) or (None, None)
+    digits = 3 if name.endswith("npv") else 1
+    brackets = "" if low is None or high is None else f" ({100 * low:.{digits}f} to {100 * high:.{digits}f})"
+    return percent(point.get(name), digits) + brackets
+
+
+def _alarms(point: Mapping[str, Any]) -> str:
+    bounds = (point.get("interval_95") or {}).get("fps_per_scan")
+    return number(point["fps_per_scan"], 2) + (f" ({interval(bounds, 2)})" if bounds else "")
 
 
 def _decision_curve(curve: Sequence[Mapping[str, float]]) -> Figure:

@@ -44,7 +44,7 @@ def ranking_in_words(metrics: Mapping[str, Any]) -> str:
     """The verdict on `binary_metrics`: how well candidates are ranked, and what decisions at 1/2 do."""
     nodules, others = metrics["tp"] + metrics["fn"], metrics["fp"] + metrics["tn"]
     decided = (
-        f"at probability 1/2 {count_of(metrics['tp'], nodules)} candidates on nodules are called, and "
+        f"at probability 1/2, {count_of(metrics['tp'], nodules)} candidates on nodules are called, and "
         f"{count_of(metrics['fp'], others)} others by mistake."
     )
     if metrics["auc"] is None:

@@ -58,35 +58,29 @@ def evaluation_page(folder: Path, cubes: Cubes) -> Page:
     """
     about = read_json(folder / "evaluation.json") or {}
     inputs = about.get("inputs") or {}
-    found = read_json(folder / "froc.json")
-    judged = read_json(folder / "metrics.json")
-    if judged and judged.get("metrics") is None:
-        judged = None
-    nodules = read_table(
-        folder / "nodules.csv", (*POINT_COLUMNS, "diameter_mm", "probability", "fps_per_scan")
-    )
-    false_alarms = read_table(folder / "false_positives.csv", (*POINT_COLUMNS, "probability"))
-    calibration = read_json(folder / "calibration.json")
-    points = read_json(folder / "operating_points.json")
+    found, judged = read_json(folder / "froc.json"), read_json(folder / "metrics.json")
+    if judged is not None:
+        need(judged, folder / "metrics.json", "metrics", "no_skill")
+    if found is None and (judged is None or judged["metrics"] is None):
+        raise InputError(f"{folder} has neither a FROC curve nor metrics. Evaluate again.")
+    of_froc = [_without_froc()] if found is None else _of_froc(folder, found)
     sections = [
-        *(_of_froc(folder, found) if found else [_without_froc()]),
-        _candidates(folder, judged) if judged else None,
-        reliability(calibration) if calibration else None,
-        decisions(points, THRESHOLDS) if points else None,
-        hardest_nodules(nodules, cubes) if nodules is not None and len(nodules) else None,
-        worst_false_alarms(false_alarms, cubes) if false_alarms is not None and len(false_alarms) else None,
+        *of_froc,
+        *_of_candidates(folder, judged),
+        *_of_the_worst(folder, cubes),
         _scans(folder),
-        _inputs(found, inputs),
+        _inputs(found or {}, inputs),
     ]
-    if found is None and judged is None:
-        raise InputError(f"{folder} has neither froc.json nor metrics.json. Evaluate again.")
+    if found is not None:
+        verdict, facts = _verdict(found), _facts(found)
+    elif judged is not None:
+        verdict = ranking_in_words(judged["metrics"])
+        facts = ranking_facts(judged["metrics"], judged["no_skill"])
     return Page(
         kind="Evaluation",
         title=inputs.get("predictions") or folder.resolve().name,
-        verdict=_verdict(found) if found else ranking_in_words((judged or {})["metrics"]),
-        facts=_facts(found)
-        if found
-        else ranking_facts((judged or {})["metrics"], (judged or {})["no_skill"]),
+        verdict=verdict,
+        facts=facts,
         warnings=[str(sentence) for sentence in about.get("warnings") or ()],
         sections=[section for section in sections if section is not None],
     )
@@ -134,7 +128,7 @@ def _facts(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _of_froc(folder: Path, found: Mapping[str, Any]) -> list[Section]:
-    curve = read_froc(folder, "this submission")
+    curve = read_froc(folder, "this submission")  # which checks what froc.json holds
     caption = "Dots are LUNA16's seven rates; the horizontal axis doubles from each to the next."
     if curve.band is not None:
         caption += f" The band holds {_resamples(found)}."
@@ -160,8 +154,26 @@ def _without_froc() -> Section:
     )
 
 
+def _of_candidates(folder: Path, judged: Mapping[str, Any] | None) -> list[Section | None]:
+    calibration = read_json(folder / "calibration.json")
+    points = read_json(folder / "operating_points.json")
+    return [
+        _candidates(folder, judged) if judged is not None and judged["metrics"] is not None else None,
+        reliability(calibration) if calibration else None,
+        decisions(points, THRESHOLDS) if points else None,
+    ]
+
+
+def _of_the_worst(folder: Path, cubes: Cubes) -> list[Section]:
+    nodules = read_table(
+        folder / "nodules.csv", (*POINT_COLUMNS, "diameter_mm", "probability", "fps_per_scan")
+    )
+    others = read_table(folder / "false_positives.csv", (*POINT_COLUMNS, "probability"))
+    sections = [] if nodules is None or nodules.empty else [hardest_nodules(nodules, cubes)]
+    return sections + ([] if others is None or others.empty else [worst_false_alarms(others, cubes)])
+
+
 def _candidates(folder: Path, judged: Mapping[str, Any]) -> Section:
-    need(judged, folder / "metrics.json", "metrics", "no_skill")
     curves = {
         "roc": read_table(folder / "roc.csv", ("false_positive_rate", "sensitivity")),
         "precision_recall": read_table(folder / "precision_recall.csv", ("recall", "precision")),
@@ -218,8 +230,7 @@ def _scans(folder: Path) -> Section | None:
     return Section("scans", "By scan", (text,), [table])
 
 
-def _inputs(found: Mapping[str, Any] | None, inputs: Mapping[str, Any]) -> Section:
-    found = found or {}
+def _inputs(found: Mapping[str, Any], inputs: Mapping[str, Any]) -> Section:
     counts = found.get("counts") or {}
     labels = {
         "true_positives": "Nodules hit",

@@ -21,6 +21,7 @@ from luna_cls.reports.run_page import run_page
 from luna_cls.reports.viewer import GAP_PX, Cubes
 
 REPORT = "report.html"
+MOST_ROWS_BESIDE = 12  # of the numbers of a figure that stands alone; more are folded up below it
 
 # A folder is what the first of these files in it says. A run may hold an evaluation's files, not the reverse.
 PAGES: dict[str, Callable[[Path, Cubes], Page]] = {
@@ -100,6 +101,7 @@ def render(page: Page) -> str:
             version=__version__,
             gap_px=GAP_PX,
             has_cubes=has_cubes,
+            most_rows_beside=MOST_ROWS_BESIDE,
         )
         + "\n"
     )

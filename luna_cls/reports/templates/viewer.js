@@ -22,6 +22,7 @@ for (const cube of document.querySelectorAll(".cube")) {
     canvas.setAttribute("role", "img");
     canvas.setAttribute("aria-label", still.alt);
     const context = canvas.getContext("2d"), picture = context.createImageData(canvas.width, size);
+    for (let place = 3; place < picture.data.length; place += 4) picture.data[place] = 255;
 
     function draw() {
       const steps = Number(slider.value), at = (size - 1) / 2 + steps, last = size - 1;
@@ -32,7 +33,6 @@ for (const cube of document.querySelectorAll(".cube")) {
           planes.forEach((value, plane) => {
             const place = 4 * (row * canvas.width + plane * (size + gap) + column);
             picture.data.fill(value, place, place + 3);
-            picture.data[place + 3] = 255;
           });
         }
       }
