@@ -249,8 +249,8 @@ def size_strata(strata: Sequence[Mapping[str, Any]]) -> Figure:
             "Nodules by diameter",
             (
                 "Diameter",
-                "Found at any probability",
-                "Found at 1 false positive a scan",
+                "Found at all",
+                "Found at 1 a scan",
                 "CPM",
                 "95 % interval",
             ),
