@@ -479,6 +479,52 @@ def evaluate(
 
 
 @_command
+def calibrate(
+    run: Annotated[Path, typer.Argument(help="A finished run, as train makes it.")],
+    method: Annotated[str, typer.Option(help="platt, temperature, beta, isotonic or prior_shift.")] = "platt",
+    sensitivity: Annotated[
+        list[float] | None,
+        typer.Option(help="A threshold for this; may be repeated.", show_default="0.9, if no --fps either"),
+    ] = None,
+    fps: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="A threshold for so many false positives a scan; may be repeated.",
+            show_default="1, if no --sensitivity either",
+        ),
+    ] = None,
+    prevalence: Annotated[
+        float | None,
+        typer.Option(
+            help="The share of nodules among candidates where the model is to be used.",
+            show_default="that of the validation set",
+        ),
+    ] = None,
+    force: Force = False,
+) -> int:
+    """Make a run's probabilities mean what they say, and choose thresholds, on its validation set.
+
+    Leaves calibration.json and operating_points.json beside the model. predict
+    applies the first: its probabilities are then calibrated, in the same order.
+    """
+    from luna_cls.judging import calibrated_run
+    from luna_cls.judging.operating_points import Goal
+    from luna_cls.reports.terminal import print_calibration, print_operating_points
+
+    goals = [Goal("sensitivity", value) for value in sensitivity or ()]
+    goals += [Goal("fps_per_scan", value) for value in fps or ()]
+    made = calibrated_run.calibrate(run, method, goals or calibrated_run.GOALS, prevalence, force=force)
+    if made["crossfit"]:
+        print_calibration(_out, made)
+    else:
+        _say("Nodules are in one validation scan only: what this is worth on other scans cannot be said.")
+    print_operating_points(_out, made)
+    _print_path(run / calibrated_run.CALIBRATION)
+    _print_path(run / calibrated_run.OPERATING_POINTS)
+    return DONE
+
+
+@_command
 def predict(
     model: Annotated[
         Path, typer.Argument(help="The model.keras of a run; or 'phantom', which comes with luna_cls.")
@@ -494,6 +540,14 @@ def predict(
             help="CSV: seriesuid,coordX,coordY,coordZ.", show_default="up to 600 points found in the lungs"
         ),
     ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="What calibrate made for this model; 'none' for its logits as they are.",
+            show_default="calibration.json beside MODEL, if there",
+        ),
+    ] = None,
     force: Force = False,
 ) -> int:
     """Give every candidate in some scans the probability that it is a nodule."""
@@ -503,7 +557,11 @@ def predict(
     from luna_cls.inference.predictor import predict as predict_scans
 
     with _progress("Reading scans") as on_progress:
-        made = predict_scans(model, scans, candidates, out, force=force, on_progress=on_progress)
+        made = predict_scans(
+            model, scans, candidates, out, calibration=calibration, force=force, on_progress=on_progress
+        )
+    if made.calibration:
+        _say(f"Calibrated by {made.calibration}; --calibration none leaves that off")
     _say(f"{len(made.findings):,} findings in {made.num_scans} scans")
     _print_path(out / "findings.csv")
     _add_report(out, scans=scans)

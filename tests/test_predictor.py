@@ -1,4 +1,5 @@
 import shutil
+from pathlib import Path
 
 import keras
 import nibabel
@@ -8,7 +9,9 @@ import pytest
 import SimpleITK as sitk
 
 from luna_cls.cubes.preparation import prepare
+from luna_cls.cubes.store import CubeStore
 from luna_cls.errors import InputError
+from luna_cls.files import sha256, write_json
 from luna_cls.inference.predictor import predict
 from luna_cls.learning import models
 from luna_cls.learning.training import train
@@ -288,3 +291,84 @@ def test_an_earlier_prediction_is_kept_unless_forced(predicted, run, small_tree,
 
     predict(*arguments, force=True)
     assert sorted(path.name for path in out.iterdir()) == ["failures.csv", "findings.csv", "seriesuids.csv"]
+
+
+@pytest.fixture
+def calibrated(run, tmp_path):
+    """A copy of the run's model, and beside it a calibration: logits times 2 plus 1."""
+    model = Path(shutil.copy(run / "model.keras", tmp_path / "model.keras"))
+    stored = {
+        "method": "platt",
+        "parameters": {"slope": 2.0, "intercept": 1.0},
+        "then": {"method": "prior_shift", "parameters": {"shift": 0.0}},
+        "fitted_on": {"model_sha256": sha256(model)},
+    }
+    write_json(tmp_path / "calibration.json", stored)
+    return model
+
+
+def test_a_calibration_beside_the_model_is_applied(calibrated, predicted, small_tree, tmp_path):
+    """Every logit is twice what the model says plus 1, and the probability is that logit's."""
+    made = predict(calibrated, [small_tree], small_tree / "candidates_V2.csv", tmp_path / "out")
+
+    plain = predicted[0].findings
+    assert made.calibration == f"platt ({tmp_path / 'calibration.json'})"
+    np.testing.assert_array_equal(made.findings["logit"], 2 * plain["logit"] + 1)
+    np.testing.assert_allclose(
+        made.findings["probability"], 1 / (1 + np.exp(-made.findings["logit"])), rtol=1e-15
+    )
+    pd.testing.assert_frame_equal(made.findings[[*POINT, "class"]], plain[[*POINT, "class"]])
+
+
+def test_a_calibration_may_be_left_off_or_taken_from_elsewhere(calibrated, predicted, small_tree, tmp_path):
+    """'none' gives the model's own logits; a path is read, wherever it is."""
+    candidates = small_tree / "candidates_V2.csv"
+    elsewhere = (tmp_path / "calibration.json").rename(tmp_path / "elsewhere.json")
+    shutil.copy(elsewhere, tmp_path / "calibration.json")
+
+    plain = predict(calibrated, [small_tree], candidates, tmp_path / "plain", calibration="none")
+    (tmp_path / "calibration.json").unlink()
+    taken = predict(calibrated, [small_tree], candidates, tmp_path / "taken", calibration=elsewhere)
+
+    assert plain.calibration is None
+    pd.testing.assert_frame_equal(plain.findings, predicted[0].findings)
+    np.testing.assert_array_equal(taken.findings["logit"], 2 * plain.findings["logit"] + 1)
+
+
+@pytest.mark.slow
+def test_predict_says_what_it_applied_and_refuses_what_is_of_another_model(
+    calibrated, small_tree, tmp_path, run_cli
+):
+    """A line names the calibration; after another training it does not fit, and that is one line, too."""
+    scans = small_tree, "--candidates", small_tree / "candidates_V2.csv"
+
+    done = run_cli("predict", calibrated, *scans, "--out", tmp_path / "out")
+    stored = (tmp_path / "calibration.json").read_text().replace(sha256(calibrated), "0" * 64)
+    (tmp_path / "calibration.json").write_text(stored)
+    refused = run_cli("predict", calibrated, *scans, "--out", tmp_path / "refused")
+    missing = run_cli(
+        "predict", calibrated, *scans, "--out", tmp_path / "refused", "--calibration", "nowhere"
+    )
+
+    assert done.returncode == 0
+    assert f"Calibrated by platt ({tmp_path / 'calibration.json'}); --calibration none" in done.stderr
+    assert refused.returncode == missing.returncode == 1
+    assert "was fitted to another model than" in refused.stderr.splitlines()[-1]
+    assert missing.stderr.splitlines() == [
+        "luna-cls: No calibration at nowhere. Make one: luna-cls calibrate RUN."
+    ]
+    assert not (tmp_path / "refused").exists()
+
+
+@pytest.mark.slow
+def test_training_anew_leaves_no_calibration_of_the_earlier_model(run, tmp_path):
+    """`--force` replaces the folder of the run as a whole."""
+    folder = Path(shutil.copytree(run, tmp_path / "run"))
+    (folder / "calibration.json").write_text("{}")
+
+    train(
+        CubeStore.open(run.parent / "store"), load_settings("seed", TINY), folder, force=True, say=[].append
+    )
+
+    assert (folder / "model.keras").is_file()
+    assert not (folder / "calibration.json").exists()

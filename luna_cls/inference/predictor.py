@@ -17,6 +17,7 @@ from luna_cls.cubes.cutting import CubeSpec, cut_cubes
 from luna_cls.cubes.store import FAILURE_COLUMNS, OUTSIDE, UNREADABLE
 from luna_cls.errors import InputError
 from luna_cls.files import COORDINATES, POINT_COLUMNS, require_new, whole_folder, write_csv, write_text
+from luna_cls.judging import calibrated_run
 from luna_cls.learning import models
 from luna_cls.learning.training import predictions_table
 from luna_cls.processes import available_cores
@@ -25,6 +26,7 @@ from luna_cls.scans.proposals import propose
 from luna_cls.scans.volume import ScanSource, find_scans, read_volume
 
 BATCH_SIZE = 128
+NO_CALIBRATION = "none"
 MAX_READERS = 4  # scans in memory at a time, some 0.3 GB each
 
 Cubes = NDArray[np.int16]  # (n, z, y, x), HU
@@ -43,11 +45,13 @@ class Prediction:
         failures: Table `seriesuid, row, status, reason`: scans that could not be read (no row) and
             candidates outside their scan (their row in the candidate file).
         num_scans: Scans that were read.
+        calibration: What was done to the model's logits, and by which file; None if nothing.
     """
 
     findings: pd.DataFrame
     failures: pd.DataFrame
     num_scans: int
+    calibration: str | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +69,7 @@ def predict(
     candidates_path: str | Path | None,
     out: str | Path,
     *,
+    calibration: str | Path | None = None,
     force: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Prediction:
@@ -82,15 +87,18 @@ def predict(
         candidates_path: A CSV with `seriesuid, coordX, coordY, coordZ`, perhaps `class`; None to propose
             points in the lungs of each scan (`scans.proposals`).
         out: The folder to make.
+        calibration: A `calibration.json`; None for that beside the model, if there is one; "none" for none.
         force: Replace it if it exists.
         on_progress: Called with the number of scans done and of all scans.
 
     Raises:
-        InputError: If an input is missing or wrong, or no candidate is in any of the scans.
+        InputError: If an input is missing or wrong, or no candidate is in any of the scans; or if the
+            calibration was fitted to another model.
     """
     out, model_path = Path(out), models.path_of(model_path)
     sources = find_scans(scans)
-    given = [model_path] if candidates_path is None else [model_path, candidates_path]
+    calibration_path = _calibration_path(calibration, model_path)
+    given = [path for path in (model_path, candidates_path, calibration_path) if path is not None]
     inputs = [*map(Path, given), *(source.path for source in sources)]
     require_new(out, force=force, sign="failures.csv", inputs=inputs)
     uids = [source.series_uid for source in sources]
@@ -104,6 +112,7 @@ def predict(
             f"{uids[0]}, ...; candidates of {candidates['seriesuid'].iloc[0]}, ..."
         )
     model = models.load(model_path)
+    calibrated = calibrated_run.read(calibration_path, model_path) if calibration_path else None
     spec = _cube_spec(model, model_path)
 
     read: list[_CutScan] = []
@@ -124,6 +133,8 @@ def predict(
         raise InputError(f"Not one candidate could be scored. The first reason: {failures[0][3]}")
     if not np.isfinite(logits).all():
         raise InputError(f"{model_path} gives logits that are not finite. Train it again.")
+    if calibrated:
+        logits = calibrated(logits)
     findings = predictions_table(pd.concat([scan.candidates for scan in read]), logits)
     order = pd.Categorical(findings["seriesuid"], categories=uids, ordered=True)
     findings = findings.assign(order=order).sort_values(
@@ -134,12 +145,19 @@ def predict(
         findings.drop(columns="order"),
         pd.DataFrame(failures, columns=list(FAILURE_COLUMNS)).astype({"row": "Int64"}),
         len(sources) - unread,
+        f"{calibrated} ({calibration_path})" if calibrated else None,
     )
     with whole_folder(out) as folder:
         write_csv(folder / "failures.csv", result.failures)
         write_text(folder / "seriesuids.csv", "".join(f"{uid}\n" for uid in uids))
         write_csv(folder / "findings.csv", result.findings)
     return result
+
+
+def _calibration_path(calibration: str | Path | None, model_path: Path) -> Path | None:
+    if calibration is None:
+        return calibrated_run.beside(model_path)
+    return None if str(calibration) == NO_CALIBRATION else Path(calibration)
 
 
 def _score(model: keras.Model, arrays: Iterable[Cubes], spec: CubeSpec) -> NDArray[np.float64]:

@@ -171,14 +171,9 @@ def _write_froc(
         "bootstrap": {"resamples": resamples, "seed": seed} if resamples else None,
         "by_size": breakdown.by_size(matches, weights),
     }
-    points = {
-        "fps_per_scan": curve.fps_per_scan,
-        "sensitivity": curve.sensitivity,
-        "threshold": curve.threshold,
-    }
     band = None if weights is None else breakdown.band(matches, weights)
     write_json(folder / "froc.json", summary)
-    write_csv(folder / "froc.csv", pd.DataFrame(points))
+    write_csv(folder / "froc.csv", curve.corners())
     write_csv(folder / "nodules.csv", breakdown.nodules(matches, curve))
     write_csv(folder / "false_positives.csv", breakdown.false_positives(matches))
     write_csv(folder / "scans.csv", breakdown.scans(matches, curve))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -88,11 +88,11 @@ def _share(value: float | None) -> str:
 
 
 def print_froc(console: Console, froc: Mapping[str, Any]) -> None:
-    """Prints sensitivity at LUNA16's seven rates of false positives, and their mean.
+    """Prints sensitivity at LUNA16's seven rates of false positives and their mean, the CPM, also by size.
 
     Args:
         console: Where to.
-        froc: What `FrocCurve.summary` gives.
+        froc: What `froc.json` holds.
     """
     table = Table(
         title=f"{froc['num_scans']} scans, {froc['num_nodules']} nodules",
@@ -101,8 +101,65 @@ def print_froc(console: Console, froc: Mapping[str, Any]) -> None:
     )
     table.add_column("false positives a scan")
     table.add_column("sensitivity", justify="right", style="bold")
+    bounds = froc["sensitivity_at_fps_interval_95"] or {}
+    if bounds:
+        table.add_column("95 % of resamples", justify="right")
     for rate, sensitivity in froc["sensitivity_at_fps"].items():
-        table.add_row(rate, _share(sensitivity))
+        table.add_row(rate, _share(sensitivity), *_interval(bounds.get(rate)))
     table.add_section()
-    table.add_row("CPM", _share(froc["cpm"]))
+    table.add_row("CPM", _share(froc["cpm"]), *_interval(froc["cpm_interval_95"]))
+    for size in froc["by_size"]:
+        name = f"CPM of {size['num_nodules']:,} nodules {size['diameter_mm']} mm"
+        table.add_row(name, _share(size["cpm"]), *_interval(size.get("cpm_interval_95")))
+    console.print(table)
+
+
+def _interval(bounds: Sequence[float | None] | None) -> list[str]:
+    return [f"{_share(bounds[0])} to {_share(bounds[1])}"] if bounds else []
+
+
+def print_calibration(console: Console, made: Mapping[str, Any]) -> None:
+    """Prints what each calibration is worth on scans it was not fitted to, beside the model as it is.
+
+    Args:
+        console: Where to.
+        made: What `judging.calibrated_run.calibrate` gives, with `crossfit`.
+    """
+    crossfit = made["crossfit"]
+    table = Table(
+        title=f"calibration on {made['fitted_on']['num_scans']} validation scans, each by a fit to others",
+        title_justify="left",
+        title_style="bold",
+    )
+    table.add_column("method")
+    for column in ("ECE", "ECE of nodules", "Brier score", "log loss"):
+        table.add_column(column, justify="right")
+    for name, found in {"as trained": crossfit["before"], **crossfit["after"]}.items():
+        shares = (f"{found[key]:.4f}" for key in ("ece", "ece_of_nodules", "brier", "log_loss"))
+        table.add_row(name, *shares, style="bold" if name == made["method"] else None)
+    console.print(table)
+
+
+def print_operating_points(console: Console, made: Mapping[str, Any]) -> None:
+    """Prints the thresholds chosen on validation and what they do there.
+
+    Args:
+        console: Where to.
+        made: What `judging.calibrated_run.calibrate` gives.
+    """
+    table = Table(title=f"thresholds, after {made['method']}", title_justify="left", title_style="bold")
+    table.add_column("wanted")
+    for column in ("probability", "95 %", "sensitivity", "FP a scan", "PPV"):
+        table.add_column(column, justify="right")
+    for point in made["points"]:
+        is_rate = point["goal"] == "fps_per_scan"
+        low, high = point["threshold_interval_95"]
+        table.add_row(
+            f"{point['value']:g} FP a scan" if is_rate else f"sensitivity {point['value']:g}",
+            f"{point['threshold_probability']:.4f}",
+            f"{low:.4f} - {high:.4f}",
+            _share(point["sensitivity"]),
+            f"{point['fps_per_scan']:.2f}",
+            _share(point["ppv"]),
+        )
     console.print(table)
