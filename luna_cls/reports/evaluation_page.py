@@ -30,7 +30,7 @@ from luna_cls.reports.candidates import (
     worst_false_alarms,
 )
 from luna_cls.reports.drawing import PAPER, to_svg
-from luna_cls.reports.evidence import need, read_froc, read_json, read_table
+from luna_cls.reports.evidence import need, read_froc, read_json, read_table, warn_of_few
 from luna_cls.reports.viewer import Cubes
 
 MOST_SCANS = 10
@@ -81,7 +81,10 @@ def evaluation_page(folder: Path, cubes: Cubes) -> Page:
         title=inputs.get("predictions") or folder.resolve().name,
         verdict=verdict,
         facts=facts,
-        warnings=[str(sentence) for sentence in about.get("warnings") or ()],
+        warnings=[
+            *map(str, about.get("warnings") or ()),
+            *(warn_of_few(found["num_scans"]) if found is not None else ()),
+        ],
         sections=[section for section in sections if section is not None],
     )
 

@@ -13,9 +13,11 @@ import pandas as pd
 from luna_cls.errors import InputError
 from luna_cls.files import COORDINATES
 from luna_cls.judging.froc import RATES_PER_SCAN
+from luna_cls.reports.blocks import plural
 from luna_cls.reports.figures import Froc
 
 SAME_PLACE_MM = 10.0
+FEW_SCANS = 20
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -100,6 +102,16 @@ def read_froc(folder: Path, name: str) -> Froc:
         band=band,
         cpm=summary["cpm"],
     )
+
+
+def warn_of_few(num_scans: int) -> list[str]:
+    """A sentence where there are so few scans that figures of them, and intervals above all, say little."""
+    if num_scans >= FEW_SCANS:
+        return []
+    return [
+        f"{plural(num_scans, 'scan')} only: another few scans may give quite other figures, and intervals from so "
+        "few are too narrow."
+    ]
 
 
 def apart(points: pd.DataFrame, most: int, distance_mm: float = SAME_PLACE_MM) -> pd.DataFrame:

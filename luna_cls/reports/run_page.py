@@ -10,9 +10,10 @@ import pandas as pd
 
 from luna_cls.files import POINT_COLUMNS
 from luna_cls.judging.binary import precision_recall_points, roc_points
+from luna_cls.judging.reliability import assess
 from luna_cls.reports import figures
 from luna_cls.reports.blocks import Block, Listing, Page, Section, plural
-from luna_cls.reports.calibration_sections import decisions, mending
+from luna_cls.reports.calibration_sections import decisions, mending, reliability
 from luna_cls.reports.candidates import (
     every_candidate,
     least_probable,
@@ -20,7 +21,7 @@ from luna_cls.reports.candidates import (
     ranking_in_words,
     worst_false_alarms,
 )
-from luna_cls.reports.evidence import need, read_json, read_table
+from luna_cls.reports.evidence import need, read_json, read_table, warn_of_few
 from luna_cls.reports.viewer import Cubes
 
 THRESHOLDS = (
@@ -66,6 +67,7 @@ def run_page(folder: Path, cubes: Cubes) -> Page:
     )
     sections = [
         every_candidate(_curves(scores), metrics, no_skill, None, text),
+        _reliability(scores),
         mending(calibration) if calibration else _without_calibration(),
         decisions(points, THRESHOLDS) if points else None,
         _training(folder, result),
@@ -81,7 +83,10 @@ def run_page(folder: Path, cubes: Cubes) -> Page:
             *ranking_facts(metrics, no_skill),
             ("Epoch kept", str(result["best_epoch"]), f"best by {_in_words(result['monitor'])}"),
         ],
-        warnings=[_in_epoch(finding) for finding in result.get("health") or ()],
+        warnings=[
+            *(_in_epoch(finding) for finding in result.get("health") or ()),
+            *(warn_of_few(scores["seriesuid"].nunique()) if scores is not None else ()),
+        ],
         sections=[section for section in sections if section is not None],
     )
 
@@ -107,12 +112,19 @@ def _in_epoch(finding: Mapping[str, Any]) -> str:
     return f"{when}{finding['finding']}"
 
 
+def _reliability(scores: pd.DataFrame | None) -> Section | None:
+    """Of the probabilities as they were trained: calibration is another section's."""
+    if scores is None or scores["class"].nunique() < 2:
+        return None
+    return reliability(assess(scores["class"], scores["probability"], scores["seriesuid"]))
+
+
 def _without_calibration() -> Section:
     return Section(
-        "reliability",
-        "Can the probabilities be taken at their word?",
-        ("Not looked at yet.",),
-        hint="luna-cls calibrate RUN measures and mends them, and chooses thresholds.",
+        "calibration",
+        "What calibration does",
+        ("This run is not calibrated: luna-cls predict gives its probabilities as they were trained.",),
+        hint="luna-cls calibrate RUN mends them and chooses thresholds.",
     )
 
 
