@@ -10,7 +10,7 @@ import functools
 import math
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec
@@ -295,7 +295,21 @@ def train(
         result["no_skill"],
     )
     _print_path(run)
+    _add_report(run, store=store)
     return DONE if result["diverged_in"] is None else SOME_FAILED
+
+
+def _add_report(folder: Path, scans: Iterable[Path] = (), store: Path | None = None) -> None:
+    """Writes a report at the end of a command; what the command has made stands, whatever becomes of that."""
+    try:
+        from luna_cls.cubes.store import CubeStore
+        from luna_cls.reports.page import write_report
+
+        opened = CubeStore.open(store) if store else None
+        _say(f"Report: {write_report(folder, scans=scans, store=opened)}")
+    except Exception as error:
+        again = f"luna-cls report {shlex.quote(str(folder))}"
+        _say(f"Warning: no report was written ({' '.join(str(error).split())}). Try: {again}")
 
 
 @_command
@@ -442,11 +456,16 @@ def evaluate(
         int, typer.Option(help="Bootstrap resamples of scans, for intervals; 0 for none.", min=0)
     ] = 1000,
     seed: Annotated[int, typer.Option(help="Same seed, same resamples.", min=0)] = 0,
+    scans: Annotated[
+        list[Path] | None,
+        typer.Option(help="Scans, or folders of them, for pictures of misses and false alarms in the page."),
+    ] = None,
     force: Force = False,
 ) -> int:
     """Score predictions as LUNA16 does: FROC and CPM, with intervals, and where they come from."""
     from luna_cls.judging.evaluation import compare_submissions, evaluate_submission
     from luna_cls.judging.submission import Reference
+    from luna_cls.reports.page import write_evaluation_report
     from luna_cls.reports.terminal import (
         print_comparison,
         print_froc,
@@ -455,10 +474,13 @@ def evaluate(
     )
 
     reference = Reference(annotations, excluded, seriesuids, subset, subsets)
+    finish = functools.partial(write_evaluation_report, scans=scans or ())
     if len(predictions) > 1:
         if thresholds is not None:
             raise InputError("--thresholds are tried on one submission. Give one, or leave --thresholds off.")
-        found = compare_submissions(predictions, reference, out, resamples=resamples, seed=seed, force=force)
+        found = compare_submissions(
+            predictions, reference, out, resamples=resamples, seed=seed, finish=finish, force=force
+        )
         print_comparison(_out, found.summary())
         _print_path(out)
         return DONE
@@ -469,6 +491,7 @@ def evaluate(
         thresholds=thresholds,
         resamples=resamples,
         seed=seed,
+        finish=finish,
         force=force,
     )
     if result["labels"] == "class":
@@ -570,7 +593,28 @@ def predict(
         _say(f"Calibrated by {made.calibration}; --calibration none leaves that off")
     _say(f"{len(made.findings):,} findings in {made.num_scans} scans")
     _print_path(out / "findings.csv")
+    _add_report(out, scans=scans)
     return _failed(out, len(made.failures))
+
+
+@_command
+def report(
+    folder: Annotated[Path, typer.Argument(help="A run, an evaluation, a comparison or findings.")],
+    scans: Annotated[
+        list[Path] | None,
+        typer.Option(help="Scans, or folders of them, for pictures; may be repeated.", show_default="none"),
+    ] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="The cube store of a run, for pictures.", show_default="none")
+    ] = None,
+) -> int:
+    """Write FOLDER/report.html: what its files say, on one page that needs nothing else."""
+    from luna_cls.cubes.store import CubeStore
+    from luna_cls.reports.page import write_report
+
+    opened = CubeStore.open(store) if store else None
+    _print_path(write_report(folder, scans=scans or (), store=opened))
+    return DONE
 
 
 def _failed(folder: Path, count: int) -> int:

@@ -56,6 +56,7 @@ def run(out: Path, *, force: bool, say: Callable[[str], None], progress: Progres
         "run": out / "run",
         "findings": out / "findings",
         "evaluation": out / "evaluation",
+        "report": out / "evaluation" / "report.html",
     }
     with progress("Making scans") as on_progress:
         write_phantom(
@@ -76,8 +77,10 @@ def run(out: Path, *, force: bool, say: Callable[[str], None], progress: Progres
     from luna_cls.judging.evaluation import evaluate_submission
     from luna_cls.judging.submission import Reference
     from luna_cls.learning.training import train
+    from luna_cls.reports.page import write_evaluation_report, write_report
 
     train(store, settings, paths["run"], say=say)
+    write_report(paths["run"], store=store)
     test = store.candidates[store.candidates["fold"].isin(settings.split.test_folds)]
     test_uids = sorted(test["seriesuid"].unique())
     with progress("Reading the test scans") as on_progress:
@@ -88,6 +91,7 @@ def run(out: Path, *, force: bool, say: Callable[[str], None], progress: Progres
             paths["findings"],
             on_progress=on_progress,
         )
+    write_report(paths["findings"], scans=[tree.root])
     result = evaluate_submission(
         paths["findings"] / "findings.csv",
         Reference(
@@ -96,5 +100,6 @@ def run(out: Path, *, force: bool, say: Callable[[str], None], progress: Progres
             paths["findings"] / "seriesuids.csv",
         ),
         paths["evaluation"],
+        finish=lambda folder: write_evaluation_report(folder, [tree.root]),
     )
     return Demonstration(result, paths)

@@ -80,6 +80,14 @@ def small_store(small_tree, tmp_path_factory):
     return prepare(tree, tree.candidates(), tmp_path_factory.mktemp("small") / "store", workers=1)
 
 
+@pytest.fixture(scope="session")
+def report_folders(small_tree, small_store, tmp_path_factory):
+    """A folder of each kind that can be reported, by kind, over the small tree. Never write into them."""
+    from report_folders import make_folders
+
+    return make_folders(tmp_path_factory.mktemp("reported"), small_tree, small_store)
+
+
 @pytest.fixture
 def float32_policy():
     """Layers are built in float32, whatever other tests chose."""

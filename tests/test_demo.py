@@ -28,6 +28,9 @@ def test_the_demo_says_how_well_it_did_and_where_everything_is(demo):
     for name in ("phantom", "store", "run", "findings", "evaluation"):
         assert str(out / name) in done.stdout
         assert (out / name).is_dir()
+    assert str(out / "evaluation" / "report.html") in done.stdout
+    for name in ("run", "findings", "evaluation"):
+        assert 'class="cube"' in (out / name / "report.html").read_text()
     assert "Traceback" not in done.stderr
     assert "tensorflow" not in done.stderr.lower().replace("loading tensorflow", "")
 

@@ -5,6 +5,7 @@ import sys
 import pytest
 
 import luna_cls.judging
+import luna_cls.reports
 import luna_cls.scans
 
 
@@ -22,10 +23,10 @@ WITHOUT_TENSORFLOW = [
     "luna_cls.files",
     "luna_cls.settings",
     "luna_cls.startup",
-    "luna_cls.reports.terminal",
     "luna_cls.learning.crossvalidation",
     *(f"luna_cls.cubes.{name}" for name in ("cutting", "store", "folds", "plan")),
     *_inside(luna_cls.judging),
+    *_inside(luna_cls.reports),
     *_inside(luna_cls.scans),
 ]
 SLOW_TO_LOAD = ("tensorflow", "keras", "jax", "torch")

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-_ROWS = {
+METRIC_NAMES = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
     "auc": "AUC",
@@ -27,7 +27,6 @@ _COUNTS = {
     "tn": "rightly dismissed",
 }
 
-_NAMES = {**_ROWS, "cpm": "CPM"}
 _OF_A_FOLD = ("balanced_accuracy", "auc", "average_precision")
 
 
@@ -51,7 +50,7 @@ def print_metrics(
     table.add_column("metric")
     table.add_column("model", justify="right", style="bold")
     table.add_column("always 'no'", justify="right")
-    for name, label in _ROWS.items():
+    for name, label in METRIC_NAMES.items():
         table.add_row(label, _share(metrics[name]), _share(no_skill[name]))
     if cpm is not None:
         table.add_row("CPM", _share(cpm), _share(0.0))
@@ -72,7 +71,7 @@ def print_folds(console: Console, result: Mapping[str, Any]) -> None:
     for column in ("fold", "epoch", "chosen on", "cubes", "nodules"):
         table.add_column(column, justify="right")
     for name in _OF_A_FOLD:
-        table.add_column(_ROWS[name], justify="right")
+        table.add_column(METRIC_NAMES[name], justify="right")
     for fold in result["folds"]:
         counts = f"{fold['cubes']:,}", f"{fold['nodules']:,}"
         about = str(fold["fold"]), str(fold["best_epoch"]), str(fold["validation_fold"]), *counts
@@ -82,6 +81,10 @@ def print_folds(console: Console, result: Mapping[str, Any]) -> None:
         shares = (_share(result["over_folds"][name][key]) for name in _OF_A_FOLD)
         table.add_row(label, *[""] * 4, *shares)
     console.print(table)
+
+
+def _name(metric: str) -> str:
+    return "CPM" if metric == "cpm" else METRIC_NAMES.get(metric, metric.replace("_", " "))
 
 
 def _share(value: float | None) -> str:
@@ -177,7 +180,7 @@ def print_comparison(console: Console, comparison: Mapping[str, Any]) -> None:
     metric = comparison["metric"]
     scores = Table(title=f"{comparison['num_scans']:,} scans", title_justify="left", title_style="bold")
     scores.add_column("submission")
-    scores.add_column(_NAMES.get(metric, metric), justify="right", style="bold")
+    scores.add_column(_name(metric), justify="right", style="bold")
     scores.add_column("95 % of resamples", justify="right")
     for name, own in comparison["scores"].items():
         scores.add_row(name, _share(own[metric]), *_interval(own[f"{metric}_interval_95"]))
@@ -190,6 +193,6 @@ def print_comparison(console: Console, comparison: Mapping[str, Any]) -> None:
         for name, found in pair["differences"].items():
             low, high = found["interval_95"]
             row = f"{found['difference']:+.3f}", f"{low:+.3f} to {high:+.3f}", f"{found['p']:.3f}"
-            table.add_row(_NAMES.get(name, name.replace("_", " ")), *row)
+            table.add_row(_name(name), *row)
         console.print(table)
     console.print(comparison["verdict"], markup=False)

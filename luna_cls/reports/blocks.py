@@ -1,0 +1,181 @@
+"""What a page is made of: sections of paragraphs, figures, tables and cards."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from luna_cls.judging.froc import RATES_PER_SCAN
+
+RATE_NAMES = dict(zip(RATES_PER_SCAN, ("1/8", "1/4", "1/2", "1", "2", "4", "8"), strict=True))
+
+
+@dataclass(frozen=True)
+class Table:
+    """Numbers or words in rows.
+
+    Args:
+        caption: What they are.
+        columns: A heading for each.
+        rows: Cells as they are to be read; the first of a row is its heading.
+        of_words: Whether cells are words, which begin at the left, and not numbers.
+        beside_figures: Whether it stands in a row with figures.
+    """
+
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    of_words: bool = False
+    beside_figures: bool = False
+
+    kind = "table"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawing with what it says, in words and in numbers.
+
+    Args:
+        title: A few words, its heading.
+        svg: The drawing, as `drawing.to_svg` gives it.
+        alternative: What a reader sees in it, for one who cannot see it.
+        caption: How to read it.
+        numbers: The numbers drawn.
+    """
+
+    title: str
+    svg: str
+    alternative: str
+    caption: str
+    numbers: Table | None = None
+
+    kind = "figure"
+
+
+@dataclass(frozen=True)
+class Card:
+    """A point in a scan, with its cube to look through.
+
+    Args:
+        heading: A few words, first of all its rank.
+        facts: Pairs of a name and a value.
+        still: The middle planes as a PNG in base64; empty if there is no cube.
+        sprite: All planes of the cube as a PNG in base64.
+        size_vox: Its edge.
+        spacing_mm: Between its voxels.
+        missing: Why there is no cube.
+    """
+
+    heading: str
+    facts: Sequence[tuple[str, str]]
+    still: str = ""
+    sprite: str = ""
+    size_vox: int = 0
+    spacing_mm: float = 1.0
+    missing: str = ""
+
+    @property
+    def reach_steps(self) -> int:
+        """How many planes there are on either side of the middle."""
+        return self.size_vox // 2
+
+
+@dataclass(frozen=True)
+class Cards:
+    """Points of one kind, side by side."""
+
+    cards: Sequence[Card]
+
+    kind = "cards"
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Text as it stands in a file."""
+
+    title: str
+    text: str
+
+    kind = "listing"
+
+
+Block = Table | Figure | Cards | Listing
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a page under a heading.
+
+    Args:
+        name: Its anchor.
+        heading: A few words.
+        text: Paragraphs.
+        blocks: What follows them.
+        hint: How to get what is not there.
+    """
+
+    name: str
+    heading: str
+    text: Sequence[str] = ()
+    blocks: Sequence[Block] = ()
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Page:
+    """A report.
+
+    Args:
+        kind: What was reported: "Evaluation", "Training run", ...
+        title: Of what.
+        verdict: A sentence or two: what there is to know.
+        facts: The few numbers that count: name, value, and a word on it.
+        warnings: What may mislead, a sentence each.
+        sections: In the order of reading.
+    """
+
+    kind: str
+    title: str
+    verdict: str
+    facts: Sequence[tuple[str, str, str]] = ()
+    warnings: Sequence[str] = ()
+    sections: Sequence[Section] = field(default_factory=list)
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number with some digits after the point; a dash if it is not defined."""
+    if value is None or math.isnan(value):
+        return "–"
+    return f"{value:.{digits}f}".replace("-", "−")
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """A share as 84.2 %."""
+    return "–" if value is None or math.isnan(value) else f"{100 * value:.{digits}f} %"
+
+
+def interval(pair: Sequence[float | None] | None, digits: int = 3) -> str:
+    """An interval as 0.822 to 0.861; a dash if there is none."""
+    if pair is None or None in pair:
+        return "–"
+    return " to ".join(number(value, digits) for value in pair)
+
+
+def probability(value: float | None) -> str:
+    """A probability with as many digits as tell it from 0 and from 1: 0.97, 0.9998, 0.00012."""
+    if value is None or math.isnan(value):
+        return "–"
+    rest = min(value, 1 - value)
+    digits = 2 if rest <= 0 else min(max(2, 1 - math.floor(math.log10(rest))), 7)
+    return f"{value:.{digits}f}"
+
+
+def count_of(part: float, whole: float) -> str:
+    """A count beside what it is of: 1,012 of 1,186."""
+    return f"{part:,.0f} of {whole:,.0f}"
+
+
+def plural(count: int, what: str) -> str:
+    """A count and its noun: 1 scan, 2 scans, 1,186 nodules."""
+    return f"{count:,} {what}" + ("" if count == 1 else "s")

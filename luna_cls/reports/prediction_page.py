@@ -1,0 +1,125 @@
+"""The page of findings in new scans."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from luna_cls.errors import InputError
+from luna_cls.files import POINT_COLUMNS
+from luna_cls.reports import figures
+from luna_cls.reports.blocks import Page, Section, Table, plural, probability
+from luna_cls.reports.candidates import most_probable
+from luna_cls.reports.evidence import apart, read_table
+from luna_cls.reports.viewer import Cubes
+
+MOST_FINDINGS = 12
+MOST_ROWS = 50
+LIKELY = 0.5
+
+
+def prediction_page(folder: Path, cubes: Cubes) -> Page:
+    """Reads a folder of findings into a page.
+
+    Args:
+        folder: As `luna-cls predict` makes it.
+        cubes: Where pictures come from.
+
+    Raises:
+        InputError: If a file is missing or damaged.
+    """
+    findings = read_table(folder / "findings.csv", (*POINT_COLUMNS, "probability"))
+    failures = read_table(folder / "failures.csv", ("seriesuid", "reason"))
+    if findings is None or failures is None:
+        missing = "findings.csv" if findings is None else "failures.csv"
+        raise InputError(f"{folder} has no {missing}. Give a folder that luna-cls predict has made.")
+    listed = folder / "seriesuids.csv"
+    uids = listed.read_text(encoding="utf-8").split() if listed.is_file() else []
+    uids = uids or list(dict.fromkeys(findings["seriesuid"]))
+    likely = _places(findings[findings["probability"] >= LIKELY])
+    whole_scans = failures[failures["row"].isna()] if "row" in failures.columns else failures
+    unread = whole_scans["seriesuid"].nunique()
+    scans = plural(len(uids), "scan")
+    with_any = likely["seriesuid"].nunique()
+    return Page(
+        kind="Findings",
+        title=folder.resolve().name,
+        verdict=(
+            f"In {with_any:,} of {scans} there is a place with a probability of 1/2 or more: "
+            f"{plural(len(likely), 'place')} in all."
+        ),
+        facts=[
+            ("Scans read", f"{len(uids) - unread:,} of {len(uids):,}", f"{unread:,} could not be"),
+            (
+                "Candidates scored",
+                f"{len(findings):,}",
+                f"{len(findings) / max(len(uids) - unread, 1):,.0f} a scan",
+            ),
+            ("Places from 1/2", f"{len(likely):,}", "10 mm or more apart"),
+            ("Highest probability", probability(findings["probability"].max()), "of all candidates"),
+        ],
+        warnings=_warnings(failures, unread),
+        sections=[
+            most_probable(findings, cubes, MOST_FINDINGS),
+            _by_scan(uids, findings, likely),
+            Section(
+                "probabilities",
+                "All probabilities",
+                ("What a probability means depends on how the model was trained and calibrated.",),
+                [figures.histogram(findings, "candidates")],
+            ),
+            *([_failures(failures)] if len(failures) else []),
+        ],
+    )
+
+
+def _places(findings: pd.DataFrame) -> pd.DataFrame:
+    """One finding for every place: the most probable of those near each other."""
+    return apart(findings.sort_values("probability", ascending=False, kind="stable"), len(findings))
+
+
+def _warnings(failures: pd.DataFrame, unread: int) -> list[str]:
+    warnings = []
+    if unread:
+        warnings.append(
+            f"{plural(unread, 'scan')} could not be read: nothing is known of them. They are listed below."
+        )
+    rest = len(failures) - unread
+    if rest:
+        warnings.append(f"{plural(rest, 'candidate')} could not be scored. They are listed below.")
+    return warnings
+
+
+def _by_scan(uids: list[str], findings: pd.DataFrame, likely: pd.DataFrame) -> Section:
+    scored, highest = (findings.groupby("seriesuid")["probability"].agg(how) for how in ("size", "max"))
+    places = likely.groupby("seriesuid").size()
+    order = sorted(uids, key=lambda uid: -highest.get(uid, -1.0))
+    rows = [
+        (
+            uid,
+            f"{places.get(uid, 0):,}" if uid in highest else "–",
+            probability(highest.get(uid)),
+            f"{scored.get(uid, 0):,}",
+        )
+        for uid in order[:MOST_ROWS]
+    ]
+    text = "The scan with the most probable finding first."
+    if len(order) > MOST_ROWS:
+        text += f" The first {MOST_ROWS} of {len(order):,}; findings.csv has all."
+    columns = ("Scan", "Places from 1/2", "Highest probability", "Candidates scored")
+    return Section("scans", "By scan", (text,), [Table("Findings of each scan", columns, rows)])
+
+
+def _failures(failures: pd.DataFrame) -> Section:
+    rows = [
+        (str(row["seriesuid"]), str(row["reason"])) for row in failures.head(MOST_ROWS).to_dict("records")
+    ]
+    text = (
+        f"{plural(len(failures), 'scan or candidate').replace('candidates', 'candidates')} could not be used."
+    )
+    if len(failures) > MOST_ROWS:
+        text += f" The first {MOST_ROWS}; failures.csv has all."
+    return Section(
+        "failures", "What could not be used", (text,), [Table("Failures", ("Scan", "Why"), rows, True)]
+    )

@@ -1,0 +1,412 @@
+import base64
+import io
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.image import imread
+
+from luna_cls.cubes.cutting import cut_cubes
+from luna_cls.errors import InputError
+from luna_cls.files import COORDINATES
+from luna_cls.reports.blocks import Page, Section, Table, number, percent, probability
+from luna_cls.reports.evidence import apart
+from luna_cls.reports.page import render, write_evaluation_report, write_report
+from luna_cls.reports.viewer import Cubes, in_window, middle_planes, sprite
+from luna_cls.scans.luna16 import LunaTree
+from luna_cls.scans.volume import read_volume
+
+VOID = {"meta", "link", "img", "input", "br", "path"}
+
+
+class Parsed(HTMLParser):
+    """A page taken apart: its tags, ids, links, words; and whether what is opened is closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.open, self.words, self.not_closed = [], [], [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        if tag in VOID:
+            return
+        if not self.open or self.open.pop() != tag:
+            self.not_closed.append(tag)
+
+    def handle_data(self, data):
+        if not {"style", "script"} & set(self.open):
+            self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+KINDS = ("run", "findings", "evaluation", "comparison")
+
+
+@pytest.fixture(scope="module")
+def pages(report_folders, small_tree, tmp_path_factory):
+    """The page of a folder of each kind, with pictures, by kind."""
+    made = {}
+    for kind, folder in report_folders.items():
+        own = shutil.copytree(folder, tmp_path_factory.mktemp("pages") / kind)
+        made[kind] = write_report(own, scans=[small_tree]).read_text()
+    return made
+
+
+@pytest.fixture
+def own(report_folders, tmp_path):
+    """A function that copies a folder of a kind, to be written into."""
+    return lambda kind: shutil.copytree(report_folders[kind], tmp_path / kind, dirs_exist_ok=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_page_needs_nothing_else_and_is_whole(pages, kind):
+    """No address but of its own parts; all that is opened is closed; no id twice; links lead somewhere."""
+    page = Parsed(pages[kind])
+
+    assert page.not_closed == []
+    assert page.open == []
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for _, attributes in page.tags:
+        for name in ("src", "href", "xlink:href", "action", "data"):
+            address = attributes.get(name, "#")
+            assert address.startswith(("#", "data:")), address
+            assert not re.fullmatch("#.+", address) or address[1:] in ids
+        for name in ("aria-labelledby", "for"):
+            assert attributes.get(name, ids[0]) in ids
+        assert "url(" not in attributes.get("style", "").replace("url(#", "")
+    assert [tag for tag, _ in page.tags].count("h1") == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_that_is_seen_is_also_said(pages, kind):
+    """Every drawing and picture has words, every table a caption and headings; no heading skips a level."""
+    page = Parsed(pages[kind])
+
+    drawings, pictures = page.all("svg"), page.all("img")
+    assert drawings or pictures
+    assert all(one["role"] == "img" and len(one["aria-label"]) > 30 for one in drawings)
+    assert all(len(one["alt"]) > 20 for one in pictures)
+    assert all(one["aria-label"] for one in page.all("input"))
+    assert len(page.all("table")) == len(page.all("caption"))
+    assert all(one["scope"] in ("col", "row") for one in page.all("th"))
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+    assert page.text.count("For research, not for diagnosis.") == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_files_give_the_same_bytes(own, pages, small_tree, kind):
+    """A page holds no date and no chance."""
+    again = write_report(own(kind), scans=[small_tree]).read_text()
+
+    assert again == pages[kind]
+
+
+def test_accuracy_never_stands_alone(pages):
+    """12 of 40 candidates are on nodules: always saying no is right in 70 %, and the page says so."""
+    text = Parsed(pages["run"]).text
+
+    assert "saying “no” gets" in text
+    assert "70.00 %" in text
+
+
+def test_what_is_wrong_with_a_training_stands_high_up_and_is_no_markup(pages):
+    """A finding of the training's health comes before the first section, its angle brackets escaped."""
+    html = pages["run"]
+
+    assert html.index("Epoch 1: The ranking is &lt;poor&gt;.") < html.index("Every candidate by itself</a>")
+
+
+def test_scans_that_failed_are_named(pages):
+    """Four scans were read and one was not: the page says 4 of 5, names it and why."""
+    text = Parsed(pages["findings"]).text
+
+    for words in ("4 of 5", "1 scan could not be read", "No scan & no hope."):
+        assert words in text
+
+
+def test_the_verdict_of_an_evaluation_gives_its_numbers(report_folders, pages):
+    """Sensitivity at one false positive a scan, the CPM and its interval are those of froc.json."""
+    froc = json.loads((report_folders["evaluation"] / "froc.json").read_text())
+    text = Parsed(pages["evaluation"]).text
+
+    low, high = froc["cpm_interval_95"]
+    assert f"{100 * froc['sensitivity_at_fps']['1']:.1f} % of the nodules are found" in text
+    assert f"{froc['cpm']:.3f} ({low:.3f} to {high:.3f} in 95 % of 50 resamples of scans)" in text
+
+
+def test_a_comparison_gives_its_verdict_and_the_tests_behind_it(pages):
+    """The verdict stands first; McNemar's counts and the difference with its interval follow."""
+    text = Parsed(pages["comparison"]).text
+
+    assert "first and second cannot be told apart with these 4 scans." in text
+    assert "3 nodules found by first alone and 1 by second alone (McNemar, p = 0.6)" in text
+    assert "+0.0200" in text
+    assert "−0.0100 to 0.0500" in text
+
+
+SECTION_OF_FILE = {
+    "roc.csv": 'id="roc-',
+    "nodules.csv": 'id="misses"',
+    "false_positives.csv": 'id="false-alarms"',
+    "scans.csv": 'id="scans"',
+    "metrics.json": 'id="candidates"',
+}
+
+
+@pytest.mark.parametrize("missing", SECTION_OF_FILE)
+def test_what_is_not_there_is_left_out(own, pages, missing):
+    """Without one of its files an evaluation is reported all the same, without the section on it."""
+    folder = own("evaluation")
+    (folder / missing).unlink()
+
+    assert SECTION_OF_FILE[missing] in pages["evaluation"]
+    assert SECTION_OF_FILE[missing] not in write_report(folder).read_text()
+
+
+def test_an_evaluation_without_annotations_tells_how_to_get_froc(own):
+    """Candidates judged by their own labels alone: AUC first, and a line on --annotations."""
+    folder = own("evaluation")
+    for path in folder.glob("*froc*"):
+        path.unlink()
+
+    text = Parsed(write_report(folder).read_text()).text
+
+    assert "A nodule is put before another candidate in" in text
+    assert "luna-cls evaluate with --annotations" in text
+
+
+def test_without_scans_there_are_tables_and_a_line_how_to_get_pictures(own):
+    """No picture, no script; the hardest nodules are listed, and --scans is named."""
+    page = Parsed(write_report(own("evaluation")).read_text())
+
+    assert not page.all("img")
+    assert not page.all("script")
+    assert "--scans" in page.text
+
+
+def test_a_scan_that_cannot_be_read_is_a_line_on_the_page(own, small_tree, tmp_path):
+    """With one of four scans cut short, its findings have no picture and say why; the others have theirs."""
+    tree = shutil.copytree(small_tree, tmp_path / "tree")
+    (tree / "subset2" / "1.2.826.0.3.raw").write_bytes(b"short")
+
+    page = Parsed(write_report(own("findings"), scans=[tree]).read_text())
+
+    assert page.all("img")
+    assert "No picture: its scan could not be read" in page.text
+
+
+def test_a_failure_of_the_bootstrap_band_is_no_failure_of_the_page(own):
+    """Without the bootstrap's file and intervals the curve stands without a band, and a line says why."""
+    folder = own("evaluation")
+    for path in folder.glob("froc_*_bootstrapping.csv"):
+        path.unlink()
+    froc = json.loads((folder / "froc.json").read_text())
+    nothing = dict.fromkeys(("cpm_interval_95", "sensitivity_at_fps_interval_95", "bootstrap"))
+    (folder / "froc.json").write_text(json.dumps({**froc, **nothing}))
+
+    text = Parsed(write_report(folder).read_text()).text
+
+    assert "95 %" not in text.split("Every candidate by itself")[2]
+    assert "--resamples" in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "content", "words"),
+    [
+        ("evaluation", "froc.json", "{", "froc.json is damaged"),
+        ("evaluation", "froc.json", "{}", "lacks sensitivity_at_fps"),
+        ("evaluation", "froc.csv", "a,b\n1,2\n", "lacks the column fps_per_scan"),
+        ("run", "metrics.json", "[]", "metrics.json is damaged"),
+        ("run", "metrics.json", "{}", "lacks best_epoch"),
+        ("run", "validation_predictions.csv", "", "validation_predictions.csv is damaged"),
+        ("findings", "findings.csv", "seriesuid\n1\n", "lacks the column coordX"),
+        ("comparison", "comparison.json", '{"names": []}', "lacks verdict"),
+    ],
+)
+def test_a_damaged_file_is_one_line(own, run_cli, kind, name, content, words):
+    """Status 1, one line that names the file, and no page."""
+    folder = own(kind)
+    (folder / name).write_text(content)
+
+    with pytest.raises(InputError, match=re.escape(words)) as error:
+        write_report(folder)
+
+    assert name in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (folder / "report.html").exists()
+
+
+def test_the_command_prints_the_page(own, run_cli, small_store):
+    """luna-cls report RUN --store STORE prints the path of the page, which has pictures."""
+    folder = own("run")
+
+    done = run_cli("report", folder, "--store", small_store.path)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{folder / 'report.html'}\n"
+    assert Parsed((folder / "report.html").read_text()).all("img")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["{tmp}"], "is no run, evaluation, comparison or prediction"),
+        (["{tmp}/none"], "No folder at"),
+        (["{evaluation}", "--scans", "{tmp}"], "holds no scan"),
+        (["{evaluation}", "--store", "{tmp}"], "is no cube store"),
+    ],
+)
+def test_a_wrong_path_is_one_line(own, run_cli, tmp_path, arguments, words):
+    """What is no folder to report, no scan or no store: status 1 and one line."""
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    places = {"tmp": empty, "evaluation": own("evaluation")}
+
+    done = run_cli("report", *(argument.format(**places) for argument in arguments))
+
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert words in done.stderr
+
+
+def test_an_unfinished_run_is_told_to_go_on(own):
+    """Without metrics.json a run is not finished: one line."""
+    folder = own("run")
+    (folder / "metrics.json").unlink()
+
+    with pytest.raises(InputError, match="is not finished"):
+        write_report(folder)
+
+
+def test_the_curve_for_a_paper_is_on_white_and_the_same_every_time(own):
+    """froc.svg names real colours and no variables of a page; froc.png is 300 dots an inch, white outside."""
+    folder = own("evaluation")
+    write_evaluation_report(folder)
+    first = {name: (folder / name).read_bytes() for name in ("froc.svg", "froc.png")}
+    write_evaluation_report(folder)
+
+    assert b"var(" not in first["froc.svg"]
+    assert b"#ffffff" in first["froc.svg"]
+    picture = imread(io.BytesIO(first["froc.png"]))
+    assert picture.shape[1] == 4.4 * 300
+    np.testing.assert_array_equal(picture[0, 0], 1)
+    assert {name: (folder / name).read_bytes() for name in first} == first
+
+
+def test_pictures_show_the_cube_the_right_way_up():
+    """A bright octant at the patient's right, front and head is the upper left of all three planes."""
+    hu = np.full((31, 31, 31), -1350, np.int16)
+    hu[15:, :16, :16] = 250
+
+    planes = np.split(middle_planes(in_window(hu)), [31, 33, 64, 66], axis=1)[::2]
+
+    for plane in planes:
+        assert plane[:15, :15].min() == 255
+        assert plane[16:].max() == plane[:, 16:].max() == 0
+
+
+def test_a_sprite_holds_every_plane():
+    """Plane z of a cube of 5 lies in row z // 3, column z % 3 of its sprite; the rest is black."""
+    cube = np.random.default_rng(0).integers(1, 255, (5, 5, 5), np.uint8)
+
+    tiles = sprite(cube)
+
+    assert tiles.shape == (10, 15)
+    for z in range(5):
+        row, column = 5 * (z // 3), 5 * (z % 3)
+        np.testing.assert_array_equal(tiles[row : row + 5, column : column + 5], cube[z])
+    assert tiles[5:, 10:].max() == 0
+
+
+def test_cubes_come_from_the_store_or_the_scans(small_tree, small_store):
+    """The store's cube of a candidate is the one cut from its scan, with less around it."""
+    points = small_store.candidates.iloc[[3, 25, 11]]
+
+    stored = Cubes(small_store).around(points)
+    cut = Cubes(scans=[small_tree]).around(points)
+
+    assert [cube.hu.shape for cube in stored] == [(31, 31, 31)] * 3
+    for one, other in zip(stored, cut, strict=True):
+        np.testing.assert_array_equal(one.hu, other.hu[5:-5, 5:-5, 5:-5])
+    uid = points["seriesuid"].iloc[0]
+    volume = read_volume(LunaTree.open(small_tree).scan_paths[uid])
+    np.testing.assert_array_equal(stored[0].hu, cut_cubes(volume, points[COORDINATES].iloc[:1])[0])
+
+
+def test_what_has_no_cube_says_why(small_tree, small_store):
+    """A point that is not in the store, in another scan, or outside its scan."""
+    uid = small_store.candidates["seriesuid"].iloc[0]
+    far = pd.DataFrame([[uid, 1e4, 0.0, 0.0], ["9.9", 0.0, 0.0, 0.0]], columns=["seriesuid", *COORDINATES])
+
+    assert [cube.missing for cube in Cubes(small_store).around(far)] == ["it is not in the store."] * 2
+    outside, unknown = Cubes(scans=[small_tree]).around(far)
+    assert outside.missing == "the point lies outside the scan."
+    assert unknown.missing == "its scan is not among those given."
+
+
+def test_of_places_near_each_other_the_first_is_taken():
+    """Points at 0, 9, 10 and 11 mm: 0 and 10 are taken at 10 mm; the same place in another scan, too."""
+    x_mm = [0.0, 9.0, 10.0, 11.0, 0.0]
+    points = pd.DataFrame({"seriesuid": list("aaaab"), "coordX": x_mm, "coordY": 0.0, "coordZ": 0.0})
+
+    assert apart(points, most=9).index.tolist() == [0, 2, 4]
+    assert apart(points, most=2).index.tolist() == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(0.5, "0.50"), (0.97, "0.970"), (0.9998, "0.99980"), (0.00012, "0.00012"), (1.0, "1.00"), (None, "–")],
+)
+def test_a_probability_has_digits_enough(value, words):
+    """Two that count, as seen from 0 or from 1."""
+    assert probability(value) == words
+
+
+def test_numbers_are_written_for_readers():
+    """A minus is a minus, a share is in percent, what is not defined is a dash."""
+    assert (number(-0.0421), percent(0.8419), number(float("nan"))) == ("−0.042", "84.2 %", "–")
+
+
+def test_names_from_files_are_no_markup():
+    """A scan that is called <b> is shown so."""
+    table = Table("Scans", ("Scan", "x"), [("<b>", "1")])
+    html = render(Page("Kind", "<i>", "Verdict.", sections=[Section("one", "One", blocks=[table])]))
+
+    assert "<b>" not in html
+    assert "<i>" not in html
+    assert "&lt;b&gt;" in html
+
+
+def test_pictures_of_the_page_are_those_of_the_cubes(own, small_store):
+    """The still of the first card is the middle planes of its candidate's cube, in the lung window."""
+    html = write_report(own("run"), store=small_store).read_text()
+    scores = pd.read_csv(own("run") / "validation_predictions.csv", dtype={"seriesuid": str})
+    lowest = scores[scores["class"] == 1].sort_values("probability").head(1)
+    (cube,) = Cubes(small_store).around(lowest)
+
+    picture = imread(io.BytesIO(base64.b64decode(Parsed(html).all("img")[0]["src"].split(",")[1])))
+
+    np.testing.assert_array_equal(np.rint(picture * 255), middle_planes(in_window(cube.hu)))
