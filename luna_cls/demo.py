@@ -74,6 +74,7 @@ def run(out: Path, *, force: bool, say: Callable[[str], None], progress: Progres
     load_tensorflow_quietly()
     from luna_cls.inference.predictor import predict
     from luna_cls.judging.evaluation import evaluate_submission
+    from luna_cls.judging.submission import Reference
     from luna_cls.learning.training import train
 
     train(store, settings, paths["run"], say=say)
@@ -89,8 +90,11 @@ def run(out: Path, *, force: bool, say: Callable[[str], None], progress: Progres
         )
     result = evaluate_submission(
         paths["findings"] / "findings.csv",
-        find_csv(tree.root, "annotations.csv"),
+        Reference(
+            find_csv(tree.root, "annotations.csv"),
+            find_csv(tree.root, "annotations_excluded.csv"),
+            paths["findings"] / "seriesuids.csv",
+        ),
         paths["evaluation"],
-        series_uids=paths["findings"] / "seriesuids.csv",
     )
     return Demonstration(result, paths)

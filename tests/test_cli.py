@@ -122,7 +122,7 @@ def test_version(run_cli):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["nonsense"], ["train"], ["evaluate", "p.csv", "--out", "o"], ["phantom", "o", "--scans", "many"], []],
+    [["nonsense"], ["train"], ["evaluate", "p.csv", "--oute", "o"], ["phantom", "o", "--scans", "many"], []],
     ids=["command", "arguments", "option", "number", "nothing"],
 )
 def test_wrong_usage_ends_with_2(run_cli, arguments):
@@ -218,9 +218,11 @@ def test_evaluation_prints_the_froc_and_the_path(run_cli, folder):
     done = run_cli("evaluate", "marks.csv", "--annotations", "annotations.csv", "--out", "new")
 
     lines = done.stdout.splitlines()
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0
+    assert done.stderr.startswith("Warning: No list of excluded findings was given")
     assert "1 scans, 1 nodules" in lines[0]
-    assert any("CPM" in line and "1.000" in line for line in lines)
+    assert any("CPM" in line and "1.000" in line and "1.000 to 1.000" in line for line in lines)
+    assert any("CPM of 1 nodules 6 to 10 mm" in line for line in lines)
     assert lines[-1] == "new"
 
 

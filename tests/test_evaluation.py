@@ -3,128 +3,12 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn import metrics as sk
 
 from luna_cls.errors import InputError
-from luna_cls.judging.binary import binary_metrics, no_skill_metrics
-from luna_cls.judging.evaluation import evaluate_submission
+from luna_cls.judging.evaluation import compare_submissions, evaluate_submission
+from luna_cls.judging.submission import Reference
 
 POINTS = "seriesuid,coordX,coordY,coordZ"
-
-
-def test_five_samples_by_hand():
-    """Nodules at 3, 1, -1 and others at 2, -2: one false alarm, one miss, 4 of 6 pairs in order."""
-    actual = binary_metrics([1, 1, 1, 0, 0], [3, 1, -1, 2, -2])
-
-    assert actual == {
-        "accuracy": 3 / 5,
-        "balanced_accuracy": pytest.approx((2 / 3 + 1 / 2) / 2),
-        "auc": pytest.approx(4 / 6),
-        # Down the ranking: nodule, other, nodule, nodule, other.
-        "average_precision": pytest.approx((1 + 2 / 3 + 3 / 4) / 3),
-        "specificity_at_sensitivity_0.5": 0.5,
-        "specificity_at_sensitivity_0.9": 0.5,
-        "sensitivity_at_specificity_0.9": pytest.approx(1 / 3),
-        "gmean": pytest.approx((2 / 3 * 1 / 2) ** 0.5),
-        "f1": pytest.approx(2 / 3),
-        "mcc": pytest.approx((2 * 1 - 1 * 1) / (3 * 3 * 2 * 2) ** 0.5),
-        "precision": pytest.approx(2 / 3),
-        "recall": pytest.approx(2 / 3),
-        "specificity": 0.5,
-        "tp": 2,
-        "fp": 1,
-        "tn": 1,
-        "fn": 1,
-    }
-
-
-def test_they_agree_with_scikit_learn():
-    """On 20,000 samples at 1 in 100, with many ties, every metric is scikit-learn's."""
-    rng = np.random.default_rng(1)
-    labels = (rng.random(20_000) < 0.01).astype(int)
-    scores = rng.normal(3 * labels - 2, 1.5).round(1)
-
-    actual = binary_metrics(labels, scores)
-
-    called = scores > 0
-    assert actual["accuracy"] == pytest.approx(sk.accuracy_score(labels, called))
-    assert actual["balanced_accuracy"] == pytest.approx(sk.balanced_accuracy_score(labels, called))
-    assert actual["auc"] == pytest.approx(sk.roc_auc_score(labels, scores))
-    assert actual["average_precision"] == pytest.approx(sk.average_precision_score(labels, scores))
-    assert actual["precision"] == pytest.approx(sk.precision_score(labels, called))
-    assert actual["f1"] == pytest.approx(sk.f1_score(labels, called))
-    assert actual["mcc"] == pytest.approx(sk.matthews_corrcoef(labels, called))
-    assert actual["recall"] == pytest.approx(sk.recall_score(labels, called))
-    assert actual["specificity"] == pytest.approx(sk.recall_score(1 - labels, ~called))
-    counts = [actual[name] for name in ("tn", "fp", "fn", "tp")]
-    assert counts == sk.confusion_matrix(labels, called).ravel().tolist()
-
-
-def test_probabilities_take_a_threshold_of_a_half():
-    """Probabilities cut at 0.5 give what their logits give."""
-    logits = np.array([-2.0, 0.5, 1.0, -0.5])
-    labels = [0, 1, 0, 1]
-
-    assert binary_metrics(labels, 1 / (1 + np.exp(-logits)), 0.5) == binary_metrics(labels, logits)
-
-
-def test_a_score_at_the_threshold_says_no():
-    """Scores of exactly 0 call nothing a nodule."""
-    actual = binary_metrics([0, 1], [0.0, 0.0])
-
-    assert (actual["tn"], actual["fn"]) == (1, 1)
-
-
-def test_saying_no_to_luna16_has_998_accuracy_and_no_skill():
-    """At 1 nodule in 490, always saying no is 99.8 % accurate, with a balanced accuracy of 50 %."""
-    labels = np.zeros(490)
-    labels[0] = 1
-
-    actual = no_skill_metrics(labels)
-
-    assert round(actual["accuracy"], 3) == 0.998
-    assert actual["balanced_accuracy"] == 0.5
-    assert actual["auc"] == 0.5
-    assert actual["average_precision"] == pytest.approx(1 / 490)
-    assert actual["recall"] == 0
-    assert np.isnan(actual["precision"])
-
-
-@pytest.mark.parametrize(
-    ("label", "undefined"),
-    [
-        (0, {"recall", "precision", "f1"}),
-        (1, {"specificity"}),
-    ],
-    ids=["no nodule", "nodules alone"],
-)
-def test_what_needs_a_missing_class_is_nan(label, undefined):
-    """With one class, and no score above 0, ranking metrics and those of the other class are NaN."""
-    actual = binary_metrics([label] * 3, [-1.0, -2.0, 1.0 if label else -3.0])
-
-    ranking = {"auc", "average_precision", "specificity_at_sensitivity_0.5"}
-    ranking |= {
-        "specificity_at_sensitivity_0.9",
-        "sensitivity_at_specificity_0.9",
-        "balanced_accuracy",
-        "gmean",
-        "mcc",
-    }
-    assert {name for name, value in actual.items() if np.isnan(value)} == ranking | undefined
-
-
-@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf], ids=str)
-def test_scores_that_are_not_finite_are_refused(wrong):
-    """A NaN or infinite score is refused, with how many there are."""
-    with pytest.raises(InputError, match="2 of 4 scores are not finite"):
-        binary_metrics([0, 1, 0, 1], [0.0, wrong, 1.0, wrong])
-
-
-@pytest.mark.parametrize(("labels", "scores"), [([], []), ([0, 1], [0.5])], ids=["none", "too few"])
-def test_as_many_scores_as_labels_are_needed(labels, scores):
-    """No score at all, or fewer scores than labels, are refused with both numbers."""
-    with pytest.raises(InputError, match=f"Received: {len(scores)} scores, {len(labels)} labels"):
-        binary_metrics(labels, scores)
 
 
 @pytest.fixture
@@ -141,19 +25,35 @@ def submission(tmp_path):
     return tmp_path
 
 
-def test_a_submission_file_is_scored_into_two_files(submission):
-    """froc.json and froc.csv hold what is returned; four scans are listed, two nodules annotated."""
-    result = evaluate_submission(
-        submission / "marks.csv",
-        submission / "annotations.csv",
-        submission / "out",
-        submission / "excluded.csv",
-        submission / "seriesuids.csv",
-    )
+def _reference(folder, **subset):
+    lists = folder / "annotations.csv", folder / "excluded.csv", folder / "seriesuids.csv"
+    return Reference(*lists, **subset)
+
+
+def test_a_submission_is_scored_into_a_folder(submission):
+    """The files hold what is returned; four scans are listed, two nodules annotated."""
+    result = evaluate_submission(submission / "marks.csv", _reference(submission), submission / "out")
 
     curve = pd.read_csv(submission / "out" / "froc.csv")
     assert json.loads((submission / "out" / "froc.json").read_text()) == result["froc"]
-    assert sorted(path.name for path in (submission / "out").iterdir()) == ["froc.csv", "froc.json"]
+    assert sorted(path.name for path in (submission / "out").iterdir()) == [
+        "CADAnalysis.txt",
+        "evaluation.json",
+        "false_positives.csv",
+        "froc.csv",
+        "froc.json",
+        "froc_gt_prob_vectors_marks.csv",
+        "froc_marks.txt",
+        "froc_marks_bootstrapping.csv",
+        "metrics.json",
+        "nodules.csv",
+        "nodulesWithoutCandidate_marks.txt",
+        "operating_points.json",
+        "precision_recall.csv",
+        "reliability.json",
+        "roc.csv",
+        "scans.csv",
+    ]
     assert (result["froc"]["num_scans"], result["froc"]["num_nodules"]) == (4, 2)
     assert result["froc"]["counts"] == {
         "true_positives": 1,
@@ -172,11 +72,13 @@ def test_a_submission_file_is_scored_into_two_files(submission):
 
 def test_without_a_list_the_scans_are_those_with_marks(submission):
     """Scans c and d have no marks: false positives are divided by two scans, not four."""
-    result = evaluate_submission(submission / "marks.csv", submission / "annotations.csv", submission / "out")
+    result = evaluate_submission(
+        submission / "marks.csv", Reference(submission / "annotations.csv"), submission / "out"
+    )
 
     curve = pd.read_csv(submission / "out" / "froc.csv")
     assert result["froc"]["num_scans"] == 2
-    assert curve["fps_per_scan"].tolist() == [0, 0, 0.5, 1]
+    assert curve["fps_per_scan"].tolist() == [0, 0, 1]  # the point at 0.5 is on the straight line between
 
 
 @pytest.mark.parametrize("column", ["logit", None], ids=["with logit", "probability alone"])
@@ -187,7 +89,9 @@ def test_known_classes_add_metrics(submission, column):
         marks[column] = [2.0, 0.5, 1.5]
     marks.to_csv(submission / "marks.csv", index=False)
 
-    evaluate_submission(submission / "marks.csv", submission / "annotations.csv", submission / "out")
+    evaluate_submission(
+        submission / "marks.csv", Reference(submission / "annotations.csv"), submission / "out"
+    )
 
     written = json.loads((submission / "out" / "metrics.json").read_text())
     assert {name: written["metrics"][name] for name in ("tp", "fp", "tn", "fn")} == {
@@ -226,62 +130,203 @@ def test_wrong_files_are_refused_before_anything_is_written(submission, name, te
     (submission / name).write_text(text, errors="surrogateescape")
 
     with pytest.raises(InputError, match=message) as refusal:
-        evaluate_submission(
-            submission / "marks.csv",
-            submission / "annotations.csv",
-            submission / "out",
-            submission / "excluded.csv",
-            submission / "seriesuids.csv",
-        )
+        evaluate_submission(submission / "marks.csv", _reference(submission), submission / "out")
 
     assert "\n" not in str(refusal.value)
     assert not (submission / "out").exists()
 
 
-def _warnings(folder, **options):
-    result = evaluate_submission(folder / "marks.csv", folder / "annotations.csv", folder / "out", **options)
-    return " ".join(result["warnings"])
+def _evaluate(folder, reference=None, **options):
+    return evaluate_submission(
+        folder / "marks.csv", reference or _reference(folder), folder / "out", **options
+    )
 
 
-def test_nodules_of_scans_without_a_mark_are_not_left_out_silently(submission):
-    """Without a list of scans, scan b, which has a nodule but no mark, is missing: that is said."""
-    (submission / "marks.csv").write_text(f"{POINTS},probability\na,0,0,0,0.9\n")
+def test_the_official_files_have_the_official_lines(submission):
+    """One nodule of two found by the better of three marks; the miss, the curve and the vectors by hand."""
+    _evaluate(submission)
 
-    said = _warnings(submission)
+    lines = (submission / "out" / "CADAnalysis.txt").read_text().splitlines()
+    assert lines[:5] == ["", "*" * 60, "CAD Analysis: marks", "*" * 60, ""]
+    assert lines[5:] == [
+        "Candidate detection results:",
+        "    True positives: 1",
+        "    False positives: 1",
+        "    False negatives: 1",
+        "    True negatives: 0",
+        "    Total number of candidates: 3",
+        "    Total number of nodules: 2",
+        "    Ignored candidates on excluded nodules: 1",
+        "    Ignored candidates which were double detections on a nodule: 0",
+        "    Sensitivity: 0.500000000",
+        "    Average number of candidates per scan: 0.750000000",
+    ]
+    assert (submission / "out" / "nodulesWithoutCandidate_marks.txt").read_text() == (
+        "b,None,0,0,0,8.000000000,-1\n"
+    )
+    assert (submission / "out" / "froc_marks.txt").read_text().splitlines() == [
+        "0.000000000,0.000000000,inf",
+        "0.000000000,0.500000000,0.900000000",
+        "0.250000000,0.500000000,0.600000000",
+    ]
+    assert (submission / "out" / "froc_gt_prob_vectors_marks.csv").read_text().splitlines() == [
+        "1,0.900000000",
+        "0,0.600000000",
+        "1,-1000000000.000000000",
+    ]
+    bootstrapped = (submission / "out" / "froc_marks_bootstrapping.csv").read_text().splitlines()
+    assert bootstrapped[0] == "FPrate,Sensivity[Mean],Sensivity[Lower bound],Sensivity[Upper bound]"
+    assert len(bootstrapped) == 10_001
+    assert bootstrapped[1].startswith("0.125000000,")
+    assert bootstrapped[-1].startswith("8.000000000,")
 
-    assert said.startswith("1 nodules of 1 scans without a prediction were left out.")
+
+def test_misses_false_alarms_and_scans_are_told_one_by_one(submission):
+    """B's nodule was missed, a's found before any false alarm; the false alarm in a is the only one."""
+    _evaluate(submission)
+
+    nodules = pd.read_csv(submission / "out" / "nodules.csv")
+    false_positives = pd.read_csv(submission / "out" / "false_positives.csv")
+    scans = pd.read_csv(submission / "out" / "scans.csv")
+    assert nodules[["seriesuid", "coordX"]].to_numpy().tolist() == [["b", 0], ["a", 1]]
+    assert nodules["probability"].isna().tolist() == [True, False]
+    assert nodules.iloc[1][["probability", "fps_per_scan"]].tolist() == [0.9, 0.0]
+    assert false_positives.to_numpy().tolist() == [["a", 50, 0, 0, 0.6]]
+    assert scans.to_numpy().tolist() == [
+        ["a", 1, 1, 2, 1, 1, 1],
+        ["b", 1, 0, 1, 0, 0, 0],
+        ["c", 0, 0, 0, 0, 0, 0],
+        ["d", 0, 0, 0, 0, 0, 0],
+    ]
 
 
-def test_marks_beside_every_nodule_are_suspected_of_other_coordinates(submission):
-    """No hit at all looks like voxels for mm or x for z."""
-    (submission / "marks.csv").write_text(f"{POINTS},probability\na,70,0,0,0.9\nb,70,0,0,0.5\n")
+def test_sizes_share_the_false_positives(submission):
+    """Nodules of 5, 6 and 12 mm, the first missed, the others found, against the same false alarm."""
+    nodules = "a,0,0,0,6\na,50,0,0,5\nb,90,0,0,12\n"
+    (submission / "annotations.csv").write_text(f"{POINTS},diameter_mm\n{nodules}")
+    (submission / "marks.csv").write_text(f"{POINTS},probability\na,0,0,0,0.5\na,9,0,0,0.9\nb,90,0,0,0.8\n")
 
-    assert "No mark lies in a nodule. Are the coordinates x, y, z in mm" in _warnings(submission)
+    sizes = _evaluate(submission)["froc"]["by_size"]
+
+    assert [(size["diameter_mm"], size["num_found"], size["num_nodules"]) for size in sizes] == [
+        ("< 6", 0, 1),
+        ("6 to 10", 1, 1),
+        (">= 10", 1, 1),
+    ]
+    # One false alarm in four scans, more probable than any hit: nothing found at 1/8 a scan, all from 1/4.
+    assert [size["cpm"] for size in sizes] == pytest.approx([0, 6 / 7, 6 / 7])
+    assert [len(size["cpm_interval_95"]) for size in sizes] == [2, 2, 2]
 
 
-def test_logits_that_contradict_the_probabilities_are_not_scored(submission):
-    """Where 0.9 and a logit of -5 stand side by side, FROC and metrics are of the probabilities."""
-    rows = "a,0,0,0,0.9,-5,1\na,50,0,0,0.1,5,0\n"
-    (submission / "marks.csv").write_text(f"{POINTS},probability,logit,class\n{rows}")
+def test_without_classes_a_mark_is_what_the_rules_make_of_it(submission):
+    """The hit is 1, the false alarm 0 and the mark on an excluded finding is left out: AUC 1 of two marks."""
+    result = _evaluate(submission)
 
-    said = _warnings(submission)
-
-    assert "logit and probability differ" in said
-    assert json.loads((submission / "out" / "metrics.json").read_text())["metrics"]["auc"] == 1.0
+    assert result["labels"] == "luna16"
+    assert (result["metrics"]["tp"], result["metrics"]["fp"], result["metrics"]["auc"]) == (1, 1, 1)
 
 
-def test_probabilities_near_zero_keep_their_order(submission):
-    """1e-30 against 1e-20 is a difference: the AUC is 1, not that of a tie, 0.5."""
-    rows = "a,0,0,0,1e-20,1\na,50,0,0,1e-30,0\n"
+def test_without_annotations_labelled_candidates_are_measured(submission):
+    """A column class is enough for metrics; there is no FROC then."""
+    marks = pd.read_csv(submission / "marks.csv").assign(**{"class": [1, 0, 0]})
+    marks.to_csv(submission / "marks.csv", index=False)
+
+    result = evaluate_submission(submission / "marks.csv", Reference(), submission / "out")
+
+    assert result["metrics"]["auc"] == 1
+    assert "froc" not in result
+    assert not (submission / "out" / "froc.json").exists()
+
+
+def test_resamples_may_be_left_out(submission):
+    """With none, the intervals are null and there is no band."""
+    result = _evaluate(submission, resamples=0)
+
+    assert result["froc"]["cpm_interval_95"] is None
+    assert result["froc"]["bootstrap"] is None
+    assert not (submission / "out" / "froc_marks_bootstrapping.csv").exists()
+
+
+@pytest.mark.parametrize("kind", ["table", "tree"])
+def test_a_subset_is_scored_against_its_own_scans(submission, kind):
+    """Subset 3 has scans a and c: one nodule, found, and one false alarm in two scans."""
+    if kind == "table":
+        subsets = submission / "subsets.csv"
+        subsets.write_text("seriesuid,subset\na,3\nb,4\nc,3\n")
+    else:
+        subsets = submission
+        for name in ("subset3/a.mhd", "subset3/c.mhd", "subset4/b.mhd"):
+            (submission / name).parent.mkdir(exist_ok=True)
+            (submission / name).touch()
+
+    froc = _evaluate(submission, _reference(submission, subset=3, subsets=subsets))["froc"]
+
+    assert (froc["num_scans"], froc["num_nodules"]) == (2, 1)
+    assert froc["counts"]["false_positives"] == froc["counts"]["true_positives"] == 1
+
+
+def test_what_finishes_a_folder_fails_without_leaving_one(submission):
+    """An error while the page is drawn leaves no half-made folder."""
+
+    def fail(folder):
+        assert (folder / "froc.json").is_file()
+        raise InputError("no ink")
+
+    with pytest.raises(InputError, match="no ink"):
+        _evaluate(submission, finish=fail)
+
+    assert not (submission / "out").exists()
+
+
+def test_thresholds_of_a_run_are_tried_on_a_submission(submission):
+    """At a probability of 0.7 the hit is called and the false alarm is not: sensitivity and specificity 1."""
+    goal = {"goal": "sensitivity", "value": 0.9, "threshold_logit": 0.8473}
+    (submission / "points.json").write_text(json.dumps({"points": [goal]}))
+
+    (point,) = _evaluate(submission, thresholds=submission / "points.json")["points"]
+
+    stored = json.loads((submission / "out" / "operating_points.json").read_text())
+    assert stored["points"] == [point]
+    assert (point["tp"], point["fp"], point["fn"], point["tn"]) == (1, 0, 0, 1)
+    assert point["fps_per_scan"] == 0
+    assert len(stored["decision_curve"]) == 81
+
+
+def test_metrics_have_intervals_over_scans(submission):
+    """Twenty scans, half with a hit and half with a miss at 1/2: the sensitivity's interval holds 1/2."""
+    rows = "".join(f"s{n},0,0,0,{0.9 if n % 2 else 0.1},1\ns{n},9,0,0,0.{n + 10},0\n" for n in range(20))
     (submission / "marks.csv").write_text(f"{POINTS},probability,class\n{rows}")
 
-    _warnings(submission)
+    result = evaluate_submission(submission / "marks.csv", Reference(), submission / "out")
 
-    assert json.loads((submission / "out" / "metrics.json").read_text())["metrics"]["auc"] == 1.0
+    low, high = result["interval_95"]["recall"]
+    assert result["metrics"]["recall"] == 0.5
+    assert low == pytest.approx(0.28, abs=0.06)  # the middle 95 % of 20 draws of 1/2
+    assert high == pytest.approx(0.72, abs=0.06)
 
 
-def test_ties_at_the_hundredth_mark_are_said(submission):
-    """101 marks of probability 1 on a nodule all go, by LUNA16's rule: it is missed, with a warning."""
-    (submission / "marks.csv").write_text(f"{POINTS},probability\n" + "a,0,0,0,1\n" * 101)
+def test_submissions_are_compared_into_a_folder(submission):
+    """A finds both nodules, B one: each has its folder, and the comparison its verdict on four scans."""
+    (submission / "b").mkdir()
+    (submission / "b" / "marks.csv").write_text((submission / "marks.csv").read_text())
+    with (submission / "marks.csv").open("a") as file:
+        file.write("b,0,0,0,0.95\n")
+    paths = [submission / "marks.csv", submission / "b" / "marks.csv"]
+    seen = []
 
-    assert "In 1 scans equal probabilities around the 100th mark were all dropped" in _warnings(submission)
+    found = compare_submissions(paths, _reference(submission), submission / "out", finish=seen.append)
+
+    names = [f"{submission.name}-marks", "b-marks"]
+    stored = json.loads((submission / "out" / "comparison.json").read_text())
+    assert list(found.names) == stored["names"] == names
+    assert stored["verdict"] == found.verdict
+    assert [stored["scores"][name]["cpm"] for name in names] == [1.0, 0.5]
+    assert stored["pairs"][0]["differences"]["cpm"]["difference"] == 0.5
+    assert [path.name for path in seen[:2]] == names
+    assert json.loads((submission / "out" / "b-marks" / "froc.json").read_text())["cpm"] == 0.5
+
+
+def test_a_comparison_takes_resamples(submission):
+    """Without resamples nothing can be said of a difference."""
+    with pytest.raises(InputError, match="Received: --resamples 0"):
+        compare_submissions([submission / "marks.csv"] * 2, Reference(), submission / "out", resamples=0)

@@ -14,13 +14,13 @@ def test_float64_survives_a_csv(tmp_path):
     drawn = np.random.default_rng(1).integers(0, 2**63, 2000).view(np.float64)
     awkward = [0.1, 1 / 3, 5e-324, 2.2250738585072014e-308, np.nextafter(1, 2), 9.357622968839299e-14]
     values = np.concatenate([drawn[np.abs(drawn) < 1e12][:1000], awkward])
-    table = pd.DataFrame({"seriesuid": "1.2.840", "probability": values})
+    table = pd.DataFrame({"seriesuid": "1.2.840", "logit": values})
 
     files.write_csv(tmp_path / "table.csv", table)
-    actual = files.read_csv(tmp_path / "table.csv", ("seriesuid", "probability"), "predictions")
+    actual = files.read_csv(tmp_path / "table.csv", ("seriesuid", "logit"), "predictions")
 
     assert len(values) == 1006
-    np.testing.assert_array_equal(actual["probability"].to_numpy().view(np.int64), values.view(np.int64))
+    np.testing.assert_array_equal(actual["logit"].to_numpy().view(np.int64), values.view(np.int64))
 
 
 def test_series_uids_stay_text(tmp_path):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
 from luna_cls.errors import InputError
 
@@ -71,30 +72,40 @@ def roc_points(labels: ArrayLike, scores: ArrayLike) -> pd.DataFrame:
     Returns:
         Table `false_positive_rate, sensitivity, threshold`; the first threshold is infinite.
     """
-    points = roc_curve(labels, scores)
-    return _thinned(
-        pd.DataFrame(dict(zip(("false_positive_rate", "sensitivity", "threshold"), points, strict=True)))
-    )
+    tp, fp, threshold = _sweep(np.asarray(labels) == 1, np.asarray(scores, float))
+    points = {"false_positive_rate": fp / fp[-1], "sensitivity": tp / tp[-1], "threshold": threshold}
+    turns = (np.diff(tp, 2) != 0) | (np.diff(fp, 2) != 0)
+    return _thinned(pd.DataFrame(points)[np.concatenate([[True], turns, [True]])])
 
 
 def precision_recall_points(labels: ArrayLike, scores: ArrayLike) -> pd.DataFrame:
-    """Corners of the precision-recall curve, a few hundred at most, from the highest threshold on.
+    """Points of the precision-recall curve, a few hundred at most, from the highest threshold on.
 
     Args:
         labels: `(n,)`, 1 for a nodule, 0 for the rest; some are 1.
         scores: `(n,)`, higher for more like a nodule.
 
     Returns:
-        Table `recall, precision, threshold`.
+        Table `recall, precision, threshold`; of equal recall, the first and the last alone.
     """
-    precision, recall, threshold = precision_recall_curve(labels, scores, drop_intermediate=True)
-    points = {"recall": recall[:-1], "precision": precision[:-1], "threshold": threshold}
-    return _thinned(pd.DataFrame(points)[::-1])
+    tp, fp, threshold = (values[1:] for values in _sweep(np.asarray(labels) == 1, np.asarray(scores, float)))
+    points = {"recall": tp / tp[-1], "precision": tp / (tp + fp), "threshold": threshold}
+    is_new = np.append(True, tp[1:] != tp[:-1])
+    return _thinned(pd.DataFrame(points)[is_new | np.append(is_new[1:], True)])
 
 
 def _thinned(points: pd.DataFrame, most: int = 500) -> pd.DataFrame:
     kept = np.unique(np.linspace(0, len(points) - 1, most).round().astype(int))
     return points.iloc[kept].reset_index(drop=True)
+
+
+def _sweep(is_nodule: NDArray[np.bool_], scores: NDArray[np.float64]) -> tuple[NDArray[Any], ...]:
+    """True and false positives from each threshold on, `(thresholds + 1,)` each, and these, falling."""
+    order = np.argsort(-scores, kind="stable")
+    falling = scores[order]
+    ends = np.flatnonzero(np.append(falling[1:] != falling[:-1], True))
+    tp = np.concatenate([[0], is_nodule[order].cumsum()[ends]])
+    return tp, np.concatenate([[0], ends + 1]) - tp, np.concatenate([[np.inf], falling[ends]])
 
 
 def _ranking_metrics(is_nodule: NDArray[np.bool_], scores: NDArray[np.float64]) -> dict[str, float]:
@@ -108,11 +119,13 @@ def _ranking_metrics(is_nodule: NDArray[np.bool_], scores: NDArray[np.float64]) 
     )
     if is_nodule.all() or not is_nodule.any():
         return dict.fromkeys(names, np.nan)
-    false_positive_rate, sensitivity, _ = roc_curve(is_nodule, scores, drop_intermediate=False)
-    specificity = 1 - false_positive_rate
+    tp, fp, _ = _sweep(is_nodule, scores)
+    nodules, rest = int(tp[-1]), int(fp[-1])
+    twice_in_order = int((np.diff(fp) * (tp[1:] + tp[:-1])).sum())  # in whole numbers, so that it is exact
+    sensitivity, specificity = tp / nodules, 1 - fp / rest
     values = (
-        roc_auc_score(is_nodule, scores),
-        average_precision_score(is_nodule, scores),
+        twice_in_order / (2 * nodules * rest),
+        (np.diff(tp) / nodules * tp[1:] / (tp[1:] + fp[1:])).sum(),
         specificity[sensitivity >= 0.5].max(),
         specificity[sensitivity >= 0.9].max(),
         sensitivity[specificity >= 0.9].max(),

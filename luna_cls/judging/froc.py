@@ -56,6 +56,23 @@ class FrocCurve:
         """The lowest threshold with no more than a rate of false positives; infinite if there is none."""
         return float(self.threshold[np.searchsorted(self.fps_per_scan, fps_per_scan, side="right") - 1])
 
+    def corners(self) -> pd.DataFrame:
+        """The curve without points on a straight line between their neighbours, as the official script does.
+
+        Returns:
+            Table `fps_per_scan, sensitivity, threshold`.
+        """
+        points = {
+            "fps_per_scan": self.fps_per_scan,
+            "sensitivity": self.sensitivity,
+            "threshold": self.threshold,
+        }
+        hits = np.rint(self.sensitivity * self.num_nodules)[1:]
+        alarms = np.rint(self.fps_per_scan * self.num_scans)[1:]
+        turns = (np.diff(hits, 2) != 0) | (np.diff(alarms, 2) != 0)
+        places = [0, 1, *np.flatnonzero(turns) + 2, len(hits)] if len(hits) > 1 else range(len(hits) + 1)
+        return pd.DataFrame(points).iloc[places]
+
     @property
     def cpm(self) -> float:
         """Competition performance metric: mean sensitivity at 1/8, 1/4, 1/2, 1, 2, 4 and 8 a scan."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from luna_cls.files import COORDINATES, write_text
@@ -35,16 +34,9 @@ def write_official_files(
     lines = [f"{uid},None,{x},{y},{z},{diameter_mm:.9f},-1\n" for uid, x, y, z, diameter_mm in points]
     write_text(folder / f"nodulesWithoutCandidate_{name}.txt", "".join(lines))
 
-    corners = _corners(curve)
     _write_numbers(
         folder / f"froc_{name}.txt",
-        pd.DataFrame(
-            {
-                "fps": curve.fps_per_scan[corners],
-                "sensitivity": curve.sensitivity[corners],
-                "threshold": curve.threshold[corners],
-            }
-        ),
+        curve.corners(),
         header=False,
     )
     false = matches.marks[matches.marks["outcome"] == FALSE_POSITIVE]
@@ -87,13 +79,3 @@ def _analysis(name: str, curve: FrocCurve) -> str:
     }
     lines = "".join(f"    {title}: {figure}\n" for title, figure in figures.items())
     return f"\n{stars}\nCAD Analysis: {name}\n{stars}\n\nCandidate detection results:\n{lines}"
-
-
-def _corners(curve: FrocCurve) -> np.ndarray:
-    """Places of the points at which a curve's step changes; the first and the last two ends included."""
-    hits = np.rint(curve.sensitivity * curve.num_nodules)[1:]
-    alarms = np.rint(curve.fps_per_scan * curve.num_scans)[1:]
-    if len(hits) < 3:
-        return np.arange(len(curve.threshold))
-    turns = (np.diff(hits, 2) != 0) | (np.diff(alarms, 2) != 0)
-    return np.concatenate([[0, 1], np.flatnonzero(turns) + 2, [len(hits)]])

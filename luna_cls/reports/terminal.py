@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -27,6 +27,7 @@ _COUNTS = {
     "tn": "rightly dismissed",
 }
 
+_NAMES = {**_ROWS, "cpm": "CPM"}
 _OF_A_FOLD = ("balanced_accuracy", "auc", "average_precision")
 
 
@@ -88,11 +89,11 @@ def _share(value: float | None) -> str:
 
 
 def print_froc(console: Console, froc: Mapping[str, Any]) -> None:
-    """Prints sensitivity at LUNA16's seven rates of false positives, and their mean.
+    """Prints sensitivity at LUNA16's seven rates of false positives and their mean, the CPM, also by size.
 
     Args:
         console: Where to.
-        froc: What `FrocCurve.summary` gives.
+        froc: What `froc.json` holds.
     """
     table = Table(
         title=f"{froc['num_scans']} scans, {froc['num_nodules']} nodules",
@@ -101,11 +102,21 @@ def print_froc(console: Console, froc: Mapping[str, Any]) -> None:
     )
     table.add_column("false positives a scan")
     table.add_column("sensitivity", justify="right", style="bold")
+    bounds = froc["sensitivity_at_fps_interval_95"] or {}
+    if bounds:
+        table.add_column("95 % of resamples", justify="right")
     for rate, sensitivity in froc["sensitivity_at_fps"].items():
-        table.add_row(rate, _share(sensitivity))
+        table.add_row(rate, _share(sensitivity), *_interval(bounds.get(rate)))
     table.add_section()
-    table.add_row("CPM", _share(froc["cpm"]))
+    table.add_row("CPM", _share(froc["cpm"]), *_interval(froc["cpm_interval_95"]))
+    for size in froc["by_size"]:
+        name = f"CPM of {size['num_nodules']:,} nodules {size['diameter_mm']} mm"
+        table.add_row(name, _share(size["cpm"]), *_interval(size.get("cpm_interval_95")))
     console.print(table)
+
+
+def _interval(bounds: Sequence[float | None] | None) -> list[str]:
+    return [f"{_share(bounds[0])} to {_share(bounds[1])}"] if bounds else []
 
 
 def print_calibration(console: Console, made: Mapping[str, Any]) -> None:
@@ -130,18 +141,19 @@ def print_calibration(console: Console, made: Mapping[str, Any]) -> None:
     console.print(table)
 
 
-def print_operating_points(console: Console, made: Mapping[str, Any]) -> None:
-    """Prints the thresholds chosen on validation and what they do there.
+def print_operating_points(console: Console, title: str, points: Sequence[Mapping[str, Any]]) -> None:
+    """Prints thresholds and what they do.
 
     Args:
         console: Where to.
-        made: What `judging.calibrated_run.calibrate` gives.
+        title: Which thresholds, and on what.
+        points: What `judging.operating_points.apply` gives.
     """
-    table = Table(title=f"thresholds, after {made['method']}", title_justify="left", title_style="bold")
+    table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("wanted")
     for column in ("probability", "95 %", "sensitivity", "FP a scan", "PPV"):
         table.add_column(column, justify="right")
-    for point in made["points"]:
+    for point in points:
         is_rate = point["goal"] == "fps_per_scan"
         low, high = point["threshold_interval_95"]
         table.add_row(
@@ -153,3 +165,31 @@ def print_operating_points(console: Console, made: Mapping[str, Any]) -> None:
             _share(point["ppv"]),
         )
     console.print(table)
+
+
+def print_comparison(console: Console, comparison: Mapping[str, Any]) -> None:
+    """Prints the verdict, what each submission scores, and how far each pair is apart.
+
+    Args:
+        console: Where to.
+        comparison: What `comparison.json` holds.
+    """
+    metric = comparison["metric"]
+    scores = Table(title=f"{comparison['num_scans']:,} scans", title_justify="left", title_style="bold")
+    scores.add_column("submission")
+    scores.add_column(_NAMES.get(metric, metric), justify="right", style="bold")
+    scores.add_column("95 % of resamples", justify="right")
+    for name, own in comparison["scores"].items():
+        scores.add_row(name, _share(own[metric]), *_interval(own[f"{metric}_interval_95"]))
+    console.print(scores)
+    for pair in comparison["pairs"]:
+        table = Table(title=f"{pair['a']} less {pair['b']}", title_justify="left", title_style="bold")
+        table.add_column("metric")
+        for column in ("difference", "95 %", "p"):
+            table.add_column(column, justify="right")
+        for name, found in pair["differences"].items():
+            low, high = found["interval_95"]
+            row = f"{found['difference']:+.3f}", f"{low:+.3f} to {high:+.3f}", f"{found['p']:.3f}"
+            table.add_row(_NAMES.get(name, name.replace("_", " ")), *row)
+        console.print(table)
+    console.print(comparison["verdict"], markup=False)

@@ -1,0 +1,98 @@
+"""What a comparison comes to, in plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from luna_cls.judging.paired_bootstrap import Difference
+
+LEVEL = 0.05
+IN_WORDS = {"cpm": "CPM", "auc": "AUC"}
+
+
+def of_pair(
+    names: tuple[str, str],
+    metric: str,
+    found: Difference,
+    p_holm: float,
+    num_pairs: int,
+) -> str:
+    """Says which of two systems is better and by how much; or that these scans do not tell.
+
+    Args:
+        names: Of the two.
+        metric: Which the difference is of: "cpm" or "auc".
+        found: The first system's metric less the second's.
+        p_holm: The p-value adjusted for all pairs that were compared; it decides.
+        num_pairs: How many these are.
+    """
+    a, b = names
+    if found.difference == 0:
+        return (
+            f"{a} and {b} cannot be told apart with these {found.num_scans:,} scans: they have the same "
+            f"{IN_WORDS[metric]}."
+        )
+    if found.difference < 0:
+        a, b = b, a
+    if p_holm < LEVEL:
+        among = f"; {_p(p_holm)} among {num_pairs} pairs" if num_pairs > 1 else ""
+        return f"{a} is better than {b} by {_amount(metric, found, among)}."
+    sentence = (
+        f"{a} and {b} cannot be told apart with these {found.num_scans:,} scans: {a} is ahead by "
+        f"{_amount(metric, found)}"
+    )
+    if found.p < LEVEL:
+        sentence += f", which is not enough among {num_pairs} pairs"
+    needed = found.scans_needed(LEVEL / num_pairs)
+    return f"{sentence}. About {needed:,} scans would be needed." if needed else f"{sentence}."
+
+
+def of_all(
+    metric: str,
+    scores: Mapping[str, float],
+    pairs: Mapping[tuple[str, str], Difference],
+    p_holm: Sequence[float],
+) -> str:
+    """Names the best of several systems, whom it beats, and whom it cannot be told from.
+
+    Args:
+        metric: "cpm" or "auc".
+        scores: The metric of each system.
+        pairs: The difference of each pair of them, first less second.
+        p_holm: Of each pair, adjusted for all.
+    """
+    best = max(scores, key=lambda name: scores[name])
+    beaten, alike = [], []
+    for ((a, b), found), p in zip(pairs.items(), p_holm, strict=True):
+        if best in (a, b):
+            other = b if best == a else a
+            if p < LEVEL:
+                beaten.append(f"{other} by {_amount(metric, found)}")
+            else:
+                alike.append(other)
+    sentences = [f"{best} has the highest {IN_WORDS[metric]}, {scores[best]:.3f}."]
+    if beaten:
+        sentences.append(f"It is better than {_listed(beaten)}.")
+    if alike:
+        sentences.append(f"It cannot be told from {_listed(alike)} with these {found.num_scans:,} scans.")
+    return " ".join(sentences)
+
+
+def _amount(metric: str, found: Difference, more: str = "") -> str:
+    """`0.021 CPM (95 % 0.004 to 0.039)`, as seen by the better of the two."""
+    low, high = found.interval_95 if found.difference > 0 else (-found.interval_95[1], -found.interval_95[0])
+    size = abs(found.difference)
+    digits = min(max(3, int(np.ceil(-np.log10(size)))), 9)
+    bounds = f"95 % {low:.{digits}f} to {high:.{digits}f}" if low < high else "no interval from so few scans"
+    return f"{size:.{digits}f} {IN_WORDS[metric]} ({bounds}{more})"
+
+
+def _p(p: float) -> str:
+    return "p < 0.0001" if p < 0.0001 else f"p = {p:.2g}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    """`A`; `A and B`; `A, B and C`."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
