@@ -29,6 +29,7 @@ from luna_cls.cubes.preparation import prepare
 from luna_cls.cubes.store import CubeFormat, CubeStore
 from luna_cls.inference.predictor import predict
 from luna_cls.judging.evaluation import evaluate_submission
+from luna_cls.judging.submission import Reference
 from luna_cls.learning import losses, models
 from luna_cls.learning.optimizer import adamw
 from luna_cls.learning.precision import set_policy
@@ -125,9 +126,12 @@ def compare_on_phantom(out: Path) -> None:
         predict(out / name / "model.keras", scans, candidates, findings, force=True)
         scores = evaluate_submission(
             findings / "findings.csv",
-            find_csv(tree.root, "annotations.csv"),
+            Reference(
+                find_csv(tree.root, "annotations.csv"),
+                find_csv(tree.root, "annotations_excluded.csv"),
+                findings / "seriesuids.csv",
+            ),
             out / f"{name}_scores",
-            series_uids=findings / "seriesuids.csv",
             force=True,
         )
         count = models.load(out / name / "model.keras").count_params()

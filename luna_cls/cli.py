@@ -425,8 +425,11 @@ def _settings(own: Path, recipe: str | None, overrides: list[str], *, resume: bo
 @_command
 def evaluate(
     predictions: Annotated[
-        Path,
-        typer.Argument(help="CSV: seriesuid,coordX,coordY,coordZ,probability; or a folder that holds one."),
+        list[Path],
+        typer.Argument(
+            help="CSV: seriesuid,coordX,coordY,coordZ,probability; or a run, a cross-validation or a folder "
+            "of findings. Two or more are compared."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="The folder to make.")],
     annotations: Annotated[
@@ -445,33 +448,59 @@ def evaluate(
     subsets: Annotated[
         Path | None, typer.Option(help="LUNA16's folder, or a CSV with seriesuid,subset, for --subset.")
     ] = None,
+    thresholds: Annotated[
+        Path | None,
+        typer.Option(help="operating_points.json of a calibrated run, to see what its thresholds do here."),
+    ] = None,
     resamples: Annotated[
         int, typer.Option(help="Bootstrap resamples of scans, for intervals; 0 for none.", min=0)
     ] = 1000,
     seed: Annotated[int, typer.Option(help="Same seed, same resamples.", min=0)] = 0,
+    scans: Annotated[
+        list[Path] | None,
+        typer.Option(help="Scans, or folders of them, for pictures of misses and false alarms in the page."),
+    ] = None,
     force: Force = False,
 ) -> int:
     """Score predictions as LUNA16 does: FROC and CPM, with intervals, and where they come from."""
-    from luna_cls.judging.evaluation import evaluate_submission
-    from luna_cls.reports.terminal import print_froc, print_metrics
+    from luna_cls.judging.evaluation import compare_submissions, evaluate_submission
+    from luna_cls.judging.submission import Reference
+    from luna_cls.reports.page import write_evaluation_report
+    from luna_cls.reports.terminal import (
+        print_comparison,
+        print_froc,
+        print_metrics,
+        print_operating_points,
+    )
 
+    reference = Reference(annotations, excluded, seriesuids, subset, subsets)
+    finish = functools.partial(write_evaluation_report, scans=scans or ())
+    if len(predictions) > 1:
+        if thresholds is not None:
+            raise InputError("--thresholds are tried on one submission. Give one, or leave --thresholds off.")
+        found = compare_submissions(
+            predictions, reference, out, resamples=resamples, seed=seed, finish=finish, force=force
+        )
+        print_comparison(_out, found.summary())
+        _print_path(out)
+        return DONE
     result = evaluate_submission(
-        predictions,
-        annotations,
+        predictions[0],
+        reference,
         out,
-        excluded,
-        seriesuids,
-        subset=subset,
-        subsets=subsets,
+        thresholds=thresholds,
         resamples=resamples,
         seed=seed,
+        finish=finish,
         force=force,
     )
     if result["labels"] == "class":
         cpm = result["froc"]["cpm"] if "froc" in result else None
-        print_metrics(_out, str(predictions), result["metrics"], result["no_skill"], cpm)
+        print_metrics(_out, str(predictions[0]), result["metrics"], result["no_skill"], cpm)
     if "froc" in result:
         print_froc(_out, result["froc"])
+    if result["points"]:
+        print_operating_points(_out, "thresholds chosen on validation, tried here", result["points"])
     for warning in result["warnings"]:
         _say(f"Warning: {warning}")
     _print_path(out)
@@ -518,7 +547,7 @@ def calibrate(
         print_calibration(_out, made)
     else:
         _say("Nodules are in one validation scan only: what this is worth on other scans cannot be said.")
-    print_operating_points(_out, made)
+    print_operating_points(_out, f"thresholds, after {made['method']}", made["points"])
     _print_path(run / calibrated_run.CALIBRATION)
     _print_path(run / calibrated_run.OPERATING_POINTS)
     return DONE

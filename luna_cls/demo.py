@@ -75,6 +75,7 @@ def run(out: Path, *, force: bool, say: Callable[[str], None], progress: Progres
     load_tensorflow_quietly()
     from luna_cls.inference.predictor import predict
     from luna_cls.judging.evaluation import evaluate_submission
+    from luna_cls.judging.submission import Reference
     from luna_cls.learning.training import train
     from luna_cls.reports.page import write_evaluation_report, write_report
 
@@ -93,9 +94,12 @@ def run(out: Path, *, force: bool, say: Callable[[str], None], progress: Progres
     write_report(paths["findings"], scans=[tree.root])
     result = evaluate_submission(
         paths["findings"] / "findings.csv",
-        find_csv(tree.root, "annotations.csv"),
+        Reference(
+            find_csv(tree.root, "annotations.csv"),
+            find_csv(tree.root, "annotations_excluded.csv"),
+            paths["findings"] / "seriesuids.csv",
+        ),
         paths["evaluation"],
-        series_uids=paths["findings"] / "seriesuids.csv",
         finish=lambda folder: write_evaluation_report(folder, [tree.root]),
     )
     return Demonstration(result, paths)

@@ -112,7 +112,7 @@ def test_a_prevalence_shifts_to_where_the_model_is_used(run):
     assert _read(run, "operating_points.json")["points"][0]["natural_prevalence"] == 1 / 490
 
 
-def test_goals_may_be_repeated(run, run_cli):
+def test_thresholds_may_be_asked_for_repeatedly(run, run_cli):
     """Two sensitivities and a rate give three thresholds, in that order."""
     done = run_cli("calibrate", run, "--fps", 2, "--sensitivity", 0.8, "--sensitivity", 0.95)
 
@@ -123,7 +123,7 @@ def test_goals_may_be_repeated(run, run_cli):
 
 def test_nothing_is_replaced_unasked(run, run_cli):
     """The second time it is refused in a line; with --force another method takes the place of the first."""
-    run_cli("calibrate", run)
+    calibrate(run)
     before = (run / "calibration.json").read_bytes()
 
     refused = run_cli("calibrate", run, "--method", "beta")
@@ -168,46 +168,48 @@ def _reversed(run):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "arguments", "words"),
+    ("spoil", "given", "words"),
     [
-        (lambda run: (run / "model.keras").unlink(), [], "has no model.keras: it is no finished run"),
+        (lambda run: (run / "model.keras").unlink(), {}, "has no model.keras: it is no finished run"),
         (
             lambda run: (run / "validation_predictions.csv").unlink(),
-            [],
+            {},
             "No validation predictions file at",
         ),
-        (_one_class, [], "0 nodules among 800 candidates. Validate on other folds."),
-        (_no_number, [], "line 6: logit must be a finite number. Received: nan."),
-        (_reversed, [], "no better than chance (AUC 0."),
-        (None, ["--method", "magic"], "Known: temperature, platt, beta, isotonic, prior_shift."),
-        (None, ["--sensitivity", "1.5"], "sensitivity must be above 0 and at most 1. Received: 1.5."),
-        (None, ["--fps", "-1"], "fps_per_scan must be 0 or more. Received: -1.0."),
-        (None, ["--prevalence", "2"], "between 0 and 1. Received: 2.0."),
+        (_one_class, {}, "0 nodules among 800 candidates. Validate on other folds."),
+        (_no_number, {}, "line 6: logit must be a finite number. Received: nan."),
+        (_reversed, {}, "no better than chance (AUC 0."),
+        (None, {"method": "magic"}, "Known: temperature, platt, beta, isotonic, prior_shift."),
+        (None, {"prevalence": 2.0}, "between 0 and 1. Received: 2.0."),
     ],
-    ids=[
-        "no model",
-        "no predictions",
-        "one class",
-        "nan",
-        "reversed",
-        "method",
-        "sensitivity",
-        "fps",
-        "prevalence",
-    ],
+    ids=["no model", "no predictions", "one class", "nan", "reversed", "method", "prevalence"],
 )
-def test_wrong_input_is_one_line_and_leaves_nothing(run, run_cli, spoil, arguments, words):
-    """Status 1, no traceback, no file."""
+def test_wrong_input_leaves_nothing(run, spoil, given, words):
+    """What is wrong is said before anything is written."""
     if spoil:
         spoil(run)
 
-    done = run_cli("calibrate", run, *arguments)
+    with pytest.raises(InputError) as caught:
+        calibrate(run, **given)
+
+    assert words in str(caught.value)
+    assert not list(run.glob("*.json"))
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--sensitivity", "1.5", "sensitivity must be above 0 and at most 1. Received: 1.5."),
+        ("--fps", "-1", "fps_per_scan must be 0 or more. Received: -1.0."),
+    ],
+)
+def test_a_goal_that_is_none_is_one_line(run, run_cli, option, value, words):
+    """Status 1, no traceback, no file."""
+    done = run_cli("calibrate", run, option, value)
 
     assert done.returncode == 1
-    assert len(done.stderr.splitlines()) == 1
-    assert words in done.stderr
-    assert not (run / "calibration.json").exists()
-    assert not (run / "operating_points.json").exists()
+    assert done.stderr.splitlines() == [f"luna-cls: The goal {words}"]
+    assert not list(run.glob("*.json"))
 
 
 @pytest.mark.parametrize(

@@ -192,7 +192,7 @@ def test_of_three_the_best_is_named_and_p_is_adjusted():
     assert [pair.p_holm for pair in actual.pairs] == pytest.approx(holm(own))
     assert actual.verdict.startswith("A has the highest CPM, 0.8")
     assert "It is better than B by 0." in actual.verdict
-    needed = actual.pairs[0].differences["cpm"].scans_needed(100, 0.05 / 3)
+    needed = actual.pairs[0].differences["cpm"].scans_needed(0.05 / 3)
     assert [pair.scans_needed for pair in actual.pairs] == [needed, None, None]
     assert any("all 3 pairs together" in note for note in actual.notes)
 

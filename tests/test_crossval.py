@@ -18,6 +18,7 @@ from luna_cls.errors import InputError
 from luna_cls.files import alone_in
 from luna_cls.judging.binary import binary_metrics
 from luna_cls.judging.evaluation import evaluate_submission
+from luna_cls.judging.submission import Reference
 from luna_cls.learning import models, training
 from luna_cls.learning.crossvalidation import crossvalidate
 from luna_cls.processes import shares
@@ -147,7 +148,9 @@ def test_the_cpm_is_over_all_scans_of_the_store(crossed, annotations, tmp_path):
     out, result, _ = crossed
 
     again = evaluate_submission(
-        out / "predictions.csv", annotations, tmp_path / "again", series_uids=out / "seriesuids.csv"
+        out / "predictions.csv",
+        Reference(annotations, series_uids=out / "seriesuids.csv"),
+        tmp_path / "again",
     )
 
     assert result["froc"] == again["froc"]

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 from luna_cls.errors import InputError
-from luna_cls.judging.evaluation import evaluate_submission
+from luna_cls.judging.evaluation import compare_submissions, evaluate_submission
+from luna_cls.judging.submission import Reference
 
 POINTS = "seriesuid,coordX,coordY,coordZ"
 
@@ -24,15 +25,14 @@ def submission(tmp_path):
     return tmp_path
 
 
+def _reference(folder, **subset):
+    lists = folder / "annotations.csv", folder / "excluded.csv", folder / "seriesuids.csv"
+    return Reference(*lists, **subset)
+
+
 def test_a_submission_is_scored_into_a_folder(submission):
     """The files hold what is returned; four scans are listed, two nodules annotated."""
-    result = evaluate_submission(
-        submission / "marks.csv",
-        submission / "annotations.csv",
-        submission / "out",
-        submission / "excluded.csv",
-        submission / "seriesuids.csv",
-    )
+    result = evaluate_submission(submission / "marks.csv", _reference(submission), submission / "out")
 
     curve = pd.read_csv(submission / "out" / "froc.csv")
     assert json.loads((submission / "out" / "froc.json").read_text()) == result["froc"]
@@ -48,7 +48,9 @@ def test_a_submission_is_scored_into_a_folder(submission):
         "metrics.json",
         "nodules.csv",
         "nodulesWithoutCandidate_marks.txt",
+        "operating_points.json",
         "precision_recall.csv",
+        "reliability.json",
         "roc.csv",
         "scans.csv",
     ]
@@ -70,7 +72,9 @@ def test_a_submission_is_scored_into_a_folder(submission):
 
 def test_without_a_list_the_scans_are_those_with_marks(submission):
     """Scans c and d have no marks: false positives are divided by two scans, not four."""
-    result = evaluate_submission(submission / "marks.csv", submission / "annotations.csv", submission / "out")
+    result = evaluate_submission(
+        submission / "marks.csv", Reference(submission / "annotations.csv"), submission / "out"
+    )
 
     curve = pd.read_csv(submission / "out" / "froc.csv")
     assert result["froc"]["num_scans"] == 2
@@ -85,7 +89,9 @@ def test_known_classes_add_metrics(submission, column):
         marks[column] = [2.0, 0.5, 1.5]
     marks.to_csv(submission / "marks.csv", index=False)
 
-    evaluate_submission(submission / "marks.csv", submission / "annotations.csv", submission / "out")
+    evaluate_submission(
+        submission / "marks.csv", Reference(submission / "annotations.csv"), submission / "out"
+    )
 
     written = json.loads((submission / "out" / "metrics.json").read_text())
     assert {name: written["metrics"][name] for name in ("tp", "fp", "tn", "fn")} == {
@@ -124,26 +130,15 @@ def test_wrong_files_are_refused_before_anything_is_written(submission, name, te
     (submission / name).write_text(text, errors="surrogateescape")
 
     with pytest.raises(InputError, match=message) as refusal:
-        evaluate_submission(
-            submission / "marks.csv",
-            submission / "annotations.csv",
-            submission / "out",
-            submission / "excluded.csv",
-            submission / "seriesuids.csv",
-        )
+        evaluate_submission(submission / "marks.csv", _reference(submission), submission / "out")
 
     assert "\n" not in str(refusal.value)
     assert not (submission / "out").exists()
 
 
-def _evaluate(folder, **options):
+def _evaluate(folder, reference=None, **options):
     return evaluate_submission(
-        folder / "marks.csv",
-        folder / "annotations.csv",
-        folder / "out",
-        folder / "excluded.csv",
-        folder / "seriesuids.csv",
-        **options,
+        folder / "marks.csv", reference or _reference(folder), folder / "out", **options
     )
 
 
@@ -236,7 +231,7 @@ def test_without_annotations_labelled_candidates_are_measured(submission):
     marks = pd.read_csv(submission / "marks.csv").assign(**{"class": [1, 0, 0]})
     marks.to_csv(submission / "marks.csv", index=False)
 
-    result = evaluate_submission(submission / "marks.csv", None, submission / "out")
+    result = evaluate_submission(submission / "marks.csv", Reference(), submission / "out")
 
     assert result["metrics"]["auc"] == 1
     assert "froc" not in result
@@ -264,7 +259,7 @@ def test_a_subset_is_scored_against_its_own_scans(submission, kind):
             (submission / name).parent.mkdir(exist_ok=True)
             (submission / name).touch()
 
-    froc = _evaluate(submission, subset=3, subsets=subsets)["froc"]
+    froc = _evaluate(submission, _reference(submission, subset=3, subsets=subsets))["froc"]
 
     assert (froc["num_scans"], froc["num_nodules"]) == (2, 1)
     assert froc["counts"]["false_positives"] == froc["counts"]["true_positives"] == 1
@@ -281,3 +276,57 @@ def test_what_finishes_a_folder_fails_without_leaving_one(submission):
         _evaluate(submission, finish=fail)
 
     assert not (submission / "out").exists()
+
+
+def test_thresholds_of_a_run_are_tried_on_a_submission(submission):
+    """At a probability of 0.7 the hit is called and the false alarm is not: sensitivity and specificity 1."""
+    goal = {"goal": "sensitivity", "value": 0.9, "threshold_logit": 0.8473}
+    (submission / "points.json").write_text(json.dumps({"points": [goal]}))
+
+    (point,) = _evaluate(submission, thresholds=submission / "points.json")["points"]
+
+    stored = json.loads((submission / "out" / "operating_points.json").read_text())
+    assert stored["points"] == [point]
+    assert (point["tp"], point["fp"], point["fn"], point["tn"]) == (1, 0, 0, 1)
+    assert point["fps_per_scan"] == 0
+    assert len(stored["decision_curve"]) == 81
+
+
+def test_metrics_have_intervals_over_scans(submission):
+    """Twenty scans, half with a hit and half with a miss at 1/2: the sensitivity's interval holds 1/2."""
+    rows = "".join(f"s{n},0,0,0,{0.9 if n % 2 else 0.1},1\ns{n},9,0,0,0.{n + 10},0\n" for n in range(20))
+    (submission / "marks.csv").write_text(f"{POINTS},probability,class\n{rows}")
+
+    result = evaluate_submission(submission / "marks.csv", Reference(), submission / "out")
+
+    low, high = result["interval_95"]["recall"]
+    assert result["metrics"]["recall"] == 0.5
+    assert low == pytest.approx(0.28, abs=0.06)  # the middle 95 % of 20 draws of 1/2
+    assert high == pytest.approx(0.72, abs=0.06)
+
+
+def test_submissions_are_compared_into_a_folder(submission):
+    """A finds both nodules, B one: each has its folder, and the comparison its verdict on four scans."""
+    (submission / "b").mkdir()
+    (submission / "b" / "marks.csv").write_text((submission / "marks.csv").read_text())
+    with (submission / "marks.csv").open("a") as file:
+        file.write("b,0,0,0,0.95\n")
+    paths = [submission / "marks.csv", submission / "b" / "marks.csv"]
+    seen = []
+
+    found = compare_submissions(paths, _reference(submission), submission / "out", finish=seen.append)
+
+    names = [f"{submission.name}-marks", "b-marks"]
+    stored = json.loads((submission / "out" / "comparison.json").read_text())
+    assert list(found.names) == stored["names"] == names
+    assert stored["verdict"] == found.verdict
+    assert [stored["scores"][name]["cpm"] for name in names] == [1.0, 0.5]
+    assert stored["pairs"][0]["differences"]["cpm"]["difference"] == 0.5
+    assert [path.name for path in seen[:2]] == names
+    assert json.loads((submission / "out" / "b-marks" / "froc.json").read_text())["cpm"] == 0.5
+
+
+def test_a_comparison_takes_resamples(submission):
+    """Without resamples nothing can be said of a difference."""
+    with pytest.raises(InputError, match="Received: --resamples 0"):
+        compare_submissions([submission / "marks.csv"] * 2, Reference(), submission / "out", resamples=0)

@@ -6,6 +6,7 @@ import pytest
 
 from luna_cls.errors import InputError
 from luna_cls.judging.evaluation import evaluate_submission
+from luna_cls.judging.submission import Reference
 
 POINTS = "seriesuid,coordX,coordY,coordZ"
 
@@ -24,7 +25,8 @@ def submission(tmp_path):
 
 
 def _warnings(folder, **options):
-    result = evaluate_submission(folder / "marks.csv", folder / "annotations.csv", folder / "out", **options)
+    reference = Reference(folder / "annotations.csv", **options)
+    result = evaluate_submission(folder / "marks.csv", reference, folder / "out")
     return " ".join(result["warnings"])
 
 
@@ -203,15 +205,15 @@ def test_a_folder_of_a_command_stands_for_its_predictions(submission):
     (submission / "marks.csv").rename(submission / "findings" / "findings.csv")
 
     result = evaluate_submission(
-        submission / "findings", submission / "annotations.csv", submission / "findings" / "scores"
+        submission / "findings", Reference(submission / "annotations.csv"), submission / "findings" / "scores"
     )
 
     assert result["froc"]["counts"]["true_positives"] == 1
     with pytest.raises(InputError, match="holds no predictions"):
-        evaluate_submission(submission / "findings" / "scores", None, submission / "out")
+        evaluate_submission(submission / "findings" / "scores", Reference(), submission / "out")
 
 
 def test_labels_are_needed_where_there_are_no_nodules(submission):
     """Neither annotations nor a column class: nothing to score against."""
     with pytest.raises(InputError, match="has no column class"):
-        evaluate_submission(submission / "marks.csv", None, submission / "out")
+        evaluate_submission(submission / "marks.csv", Reference(), submission / "out")

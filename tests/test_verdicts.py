@@ -3,23 +3,23 @@ import pytest
 from luna_cls.judging import verdicts
 from luna_cls.judging.paired_bootstrap import Difference
 
-BETTER = Difference(0.0212, 0.0088)
+BETTER = Difference(0.0212, 0.0088, 888)
 
 
 def test_the_better_is_named_first():
     """Whichever of the two it is, the better one is the subject and the interval is its own."""
     sentence = "a is better than b by 0.021 CPM (95 % 0.004 to 0.038)."
 
-    assert verdicts.of_pair(("a", "b"), "cpm", BETTER, 888, BETTER.p, 1) == sentence
-    turned = Difference(-0.0212, 0.0088)
-    assert verdicts.of_pair(("b", "a"), "cpm", turned, 888, turned.p, 1) == sentence
+    assert verdicts.of_pair(("a", "b"), "cpm", BETTER, BETTER.p, 1) == sentence
+    turned = Difference(-0.0212, 0.0088, 888)
+    assert verdicts.of_pair(("b", "a"), "cpm", turned, turned.p, 1) == sentence
 
 
 def test_what_cannot_be_told_apart_names_the_scans_it_would_take():
     """A third of it, 0.0071, is 0.81 standard errors: 12 times as many scans."""
-    small = Difference(0.0071, 0.0088)
+    small = Difference(0.0071, 0.0088, 888)
 
-    assert verdicts.of_pair(("a", "b"), "auc", small, 888, small.p, 1) == (
+    assert verdicts.of_pair(("a", "b"), "auc", small, small.p, 1) == (
         "a and b cannot be told apart with these 888 scans: a is ahead by 0.007 AUC (95 % -0.010 to 0.024). "
         "About 11,000 scans would be needed."
     )
@@ -27,16 +27,16 @@ def test_what_cannot_be_told_apart_names_the_scans_it_would_take():
 
 def test_no_difference_at_all_needs_no_number_of_scans():
     """The same CPM: nothing is divided by 0."""
-    assert verdicts.of_pair(("a", "b"), "cpm", Difference(0.0, 0.01), 1888, 1.0, 1) == (
+    assert verdicts.of_pair(("a", "b"), "cpm", Difference(0.0, 0.01, 1888), 1.0, 1) == (
         "a and b cannot be told apart with these 1,888 scans: they have the same CPM."
     )
 
 
 def test_without_an_interval_it_says_so():
     """Ahead in the one scan that tells: no spread, so no interval, and no number of scans."""
-    found = Difference(0.5, float("nan"))
+    found = Difference(0.5, float("nan"), 2)
 
-    assert verdicts.of_pair(("a", "b"), "auc", found, 2, 1.0, 1) == (
+    assert verdicts.of_pair(("a", "b"), "auc", found, 1.0, 1) == (
         "a and b cannot be told apart with these 2 scans: a is ahead by 0.500 AUC (no interval from so few "
         "scans)."
     )
@@ -49,34 +49,34 @@ def test_without_an_interval_it_says_so():
 )
 def test_a_tiny_difference_keeps_a_digit(difference, amount):
     """0.00025 is not told as 0.000."""
-    found = Difference(difference * 1.25, difference / 3)
+    found = Difference(difference * 1.25, difference / 3, 888)
 
-    assert amount in verdicts.of_pair(("a", "b"), "cpm", found, 888, found.p, 1)
+    assert amount in verdicts.of_pair(("a", "b"), "cpm", found, found.p, 1)
 
 
 def test_the_words_follow_the_adjusted_p():
     """A p of 0.016 by itself is 0.048 among three pairs, and still better; among six, 0.096, not so."""
-    assert verdicts.of_pair(("a", "b"), "cpm", BETTER, 888, 0.048, 3) == (
+    assert verdicts.of_pair(("a", "b"), "cpm", BETTER, 0.048, 3) == (
         "a is better than b by 0.021 CPM (95 % 0.004 to 0.038; p = 0.048 among 3 pairs)."
     )
-    assert verdicts.of_pair(("a", "b"), "cpm", BETTER, 888, 0.096, 6) == (
+    assert verdicts.of_pair(("a", "b"), "cpm", BETTER, 0.096, 6) == (
         "a and b cannot be told apart with these 888 scans: a is ahead by 0.021 CPM (95 % 0.004 to 0.038), "
         "which is not enough among 6 pairs. About 1,900 scans would be needed."
     )
-    assert "; p < 0.0001 among 3 pairs" in verdicts.of_pair(("a", "b"), "cpm", BETTER, 888, 1e-9, 3)
+    assert "; p < 0.0001 among 3 pairs" in verdicts.of_pair(("a", "b"), "cpm", BETTER, 1e-9, 3)
 
 
 def test_of_several_the_best_is_named_and_whom_it_beats():
     """B leads; it beats a and d, and cannot be told from c."""
     pairs = {
-        ("a", "b"): Difference(-0.05, 0.01),
-        ("a", "c"): Difference(-0.04, 0.01),
-        ("b", "c"): Difference(0.01, 0.01),
-        ("b", "d"): Difference(0.02, 0.001),
+        ("a", "b"): Difference(-0.05, 0.01, 300),
+        ("a", "c"): Difference(-0.04, 0.01, 300),
+        ("b", "c"): Difference(0.01, 0.01, 300),
+        ("b", "d"): Difference(0.02, 0.001, 300),
     }
     scores = {"a": 0.80, "b": 0.85, "c": 0.84, "d": 0.83}
 
-    assert verdicts.of_all("cpm", scores, pairs, [0.0001, 0.001, 0.3, 0.0001], 300) == (
+    assert verdicts.of_all("cpm", scores, pairs, [0.0001, 0.001, 0.3, 0.0001]) == (
         "b has the highest CPM, 0.850. It is better than a by 0.050 CPM (95 % 0.030 to 0.070) and d by 0.020 "
         "CPM (95 % 0.018 to 0.022). It cannot be told from c with these 300 scans."
     )

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from scipy.special import expit
-from sklearn.metrics import roc_auc_score
 
 from luna_cls.errors import InputError
 from luna_cls.files import POINT_COLUMNS, read_csv, sha256, write_json, written_whole
 from luna_cls.judging import calibration, operating_points
+from luna_cls.judging.binary import binary_metrics
 from luna_cls.judging.calibration import Method, PriorShift
 from luna_cls.judging.logistic import Floats
 from luna_cls.judging.operating_points import Goal
@@ -103,7 +103,7 @@ def calibrate(
         fitted = kind.fit(labels, logits)
     except InputError as error:
         raise InputError(f"{validation}: {error} Validate on other folds.") from error
-    auc = float(roc_auc_score(labels, logits))
+    auc = binary_metrics(labels, logits)["auc"]
     if auc <= 0.5:
         raise InputError(
             f"{validation}: the model ranks nodules no better than chance (AUC {auc:.3f}): there is nothing "

@@ -201,10 +201,10 @@ def compare(
     systems = {name: _System.scored(name, matches, candidates, draws, of_folds) for name in tables}
     metric = "cpm" if matches else "auc"
     couples = list(combinations(tables, 2))
-    found = [_differences(systems[a], systems[b]) for a, b in couples]
+    found = [_differences(systems[a], systems[b], len(scans)) for a, b in couples]
     p_holm = holm([np.nan_to_num(differences[metric].p, nan=1.0) for differences in found]).tolist()
     pairs = [
-        _pair(names, metric, differences, p, len(couples), len(scans), systems, candidates)
+        _pair(names, metric, differences, p, len(couples), systems, candidates)
         for names, differences, p in zip(couples, found, p_holm, strict=True)
     ]
     scores = {name: system.summary(metric) for name, system in systems.items()}
@@ -215,7 +215,6 @@ def compare(
             {name: score[metric] for name, score in scores.items()},
             {couple: differences[metric] for couple, differences in zip(couples, found, strict=True)},
             p_holm,
-            len(scans),
         )
     return Comparison(
         names=tuple(tables),
@@ -307,14 +306,13 @@ def _pair(
     differences: dict[str, Difference],
     p_holm: float,
     num_pairs: int,
-    num_scans: int,
     systems: Mapping[str, _System],
     candidates: LabelledCandidates | None,
 ) -> Pair:
     a, b = (systems[name] for name in names)
     decides = differences[metric]
-    verdict = verdicts.of_pair(names, metric, decides, num_scans, p_holm, num_pairs)
-    needed = decides.scans_needed(num_scans, verdicts.LEVEL / num_pairs)
+    verdict = verdicts.of_pair(names, metric, decides, p_holm, num_pairs)
+    needed = decides.scans_needed(verdicts.LEVEL / num_pairs)
     by_fold = a.by_fold - b.by_fold
     over_folds = None
     if len(by_fold) > 1 and np.isfinite(by_fold).all():
@@ -333,8 +331,8 @@ def _pair(
     )
 
 
-def _differences(a: _System, b: _System) -> dict[str, Difference]:
-    return {name: paired_difference(values, b.values[name]) for name, values in a.values.items()}
+def _differences(a: _System, b: _System, num_scans: int) -> dict[str, Difference]:
+    return {name: paired_difference(values, b.values[name], num_scans) for name, values in a.values.items()}
 
 
 def _scans_of_all(tables: Mapping[str, pd.DataFrame]) -> list[str]:

@@ -1,83 +1,44 @@
-"""A submission becomes a folder of evidence: FROC and CPM, metrics, and where they come from."""
+"""Submissions become a folder of evidence: FROC and CPM, metrics, and where they come from."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import expit
+from scipy.special import expit, logit
 
 from luna_cls.errors import InputError
-from luna_cls.files import read_series_uids, require_new, whole_folder, write_csv, write_json
-from luna_cls.judging import breakdown, froc
+from luna_cls.files import require_new, whole_folder, write_csv, write_json
+from luna_cls.judging import breakdown, comparison, froc, operating_points, reliability
 from luna_cls.judging.binary import binary_metrics, no_skill_metrics, precision_recall_points, roc_points
+from luna_cls.judging.comparison import Comparison
 from luna_cls.judging.froc import FALSE_POSITIVE, ON_NODULE, Matches
+from luna_cls.judging.labelled import Scores
 from luna_cls.judging.official import write_official_files
-from luna_cls.judging.resampling import RESAMPLES, SEED, scan_weights
+from luna_cls.judging.resampled_metrics import resampled_metrics
+from luna_cls.judging.resampling import RESAMPLES, SEED, interval_95, scan_weights
 from luna_cls.judging.submission import (
+    Reference,
     check_scans,
     read_annotations,
     read_submission,
-    read_subset,
     submission_in,
     warnings,
 )
 
-EVALUATION = "evaluation.json"
-
-
-@dataclass(frozen=True)
-class Reference:
-    """What predictions are scored against, as files.
-
-    Args:
-        annotations: CSV of the nodules; None for metrics of labelled candidates alone.
-        excluded: CSV of findings to ignore.
-        series_uids: List of all scans that were read; None for those that have predictions.
-        subset: One of LUNA16's subsets, to score against its own scans only.
-        subsets: What tells the subsets: a LUNA16 tree, or a CSV with `seriesuid,subset`.
-    """
-
-    annotations: Path | None = None
-    excluded: Path | None = None
-    series_uids: Path | None = None
-    subset: int | None = None
-    subsets: Path | None = None
-
-    def __post_init__(self) -> None:
-        if (self.subset is None) != (self.subsets is None):
-            raise InputError(
-                "A subset takes a number and what tells the subsets: --subset K --subsets LUNA_DIR, or a CSV "
-                f"with seriesuid,subset. Received: --subset {self.subset}, --subsets {self.subsets}."
-            )
-
-    @property
-    def paths(self) -> list[Path]:
-        """All files and folders named."""
-        return [path for path in asdict(self).values() if isinstance(path, Path)]
-
-    def scans_of(self, marks: pd.DataFrame) -> list[str]:
-        """The scans that count: those listed, or else those with marks; with a subset, its own of them."""
-        listed = read_series_uids(self.series_uids) if self.series_uids else None
-        if self.subset is None or self.subsets is None:
-            return listed or marks["seriesuid"].unique().tolist()
-        own = read_subset(self.subsets, self.subset)
-        return own if listed is None else [uid for uid in listed if uid in set(own)]
+EVALUATION, COMPARISON = "evaluation.json", "comparison.json"
 
 
 def evaluate_submission(
     submission: Path,
-    annotations: Path | None,
+    reference: Reference,
     out: Path,
-    excluded: Path | None = None,
-    series_uids: Path | None = None,
     *,
-    subset: int | None = None,
-    subsets: Path | None = None,
+    thresholds: Path | None = None,
     resamples: int = RESAMPLES,
     seed: int = SEED,
     finish: Callable[[Path], object] | None = None,
@@ -87,17 +48,14 @@ def evaluate_submission(
 
     It holds `evaluation.json` (what was scored, and warnings); `froc.json`, `froc.csv`, `nodules.csv`,
     `false_positives.csv`, `scans.csv` and the official script's own files; and of labelled candidates
-    `metrics.json`, `roc.csv` and `precision_recall.csv`: by the submission's column `class`, or else by which
-    marks lie in nodules, those on excluded findings left out.
+    `metrics.json`, `roc.csv`, `precision_recall.csv`, `reliability.json` and `operating_points.json`: by the
+    submission's column `class`, or else by which marks lie in nodules, those on excluded findings left out.
 
     Args:
         submission: A CSV; or the folder of a run, of a cross-validation or of findings.
-        annotations: CSV of the nodules. None for a submission with a column `class`: no FROC then.
+        reference: What it is scored against.
         out: The folder to make.
-        excluded: CSV of findings to ignore.
-        series_uids: List of all scans that were read; None for those that the submission names.
-        subset: One of LUNA16's subsets, to be scored against its own scans only.
-        subsets: What tells the subsets: a LUNA16 tree, or a CSV with `seriesuid,subset`.
+        thresholds: The `operating_points.json` of a calibrated run, to be tried on this submission.
         resamples: Bootstrap resamples of scans, for 95 % intervals; 0 for none.
         seed: Of these.
         finish: Called with the folder before it takes its place, to add pages and pictures.
@@ -105,23 +63,91 @@ def evaluate_submission(
 
     Returns:
         `warnings` (sentences on what may mislead), `metrics` and `no_skill` (None where there is nothing to
-        measure), `labels` (what they rest on: "class" or "luna16") and, with annotations, `froc`.
+        measure), `labels` (what they rest on: "class" or "luna16"), `points` (what thresholds do, if some
+        were given) and, with annotations, `froc`.
 
     Raises:
         InputError: If a file is wrong, no nodule is in the listed scans, or `out` exists.
     """
-    reference = Reference(annotations, excluded, series_uids, subset, subsets)
     path = submission_in(submission)
-    require_new(out, force=force, sign=EVALUATION, inputs=[path, *reference.paths])
+    inputs = [path, *reference.paths, *([thresholds] if thresholds else [])]
+    require_new(out, force=force, sign=EVALUATION, inputs=inputs)
     with whole_folder(out) as folder:
-        result = write_evaluation(folder, path, reference, resamples, seed)
+        result = _write(folder, path, reference, thresholds, resamples, seed)
         if finish:
             finish(folder)
     return result
 
 
-def write_evaluation(
-    folder: Path, submission: Path, reference: Reference, resamples: int, seed: int
+def compare_submissions(
+    submissions: Sequence[Path],
+    reference: Reference,
+    out: Path,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+    finish: Callable[[Path], object] | None = None,
+    force: bool = False,
+) -> Comparison:
+    """Scores two submissions or more, each into a folder in `out`, and compares them in `comparison.json`.
+
+    Args:
+        submissions: As `evaluate_submission` takes one.
+        reference: What they are scored against.
+        out: The folder to make.
+        resamples: Bootstrap resamples of scans.
+        seed: Of these.
+        finish: Called with each folder before they take their place, that of the comparison last.
+        force: Replace `out` if it exists.
+
+    Raises:
+        InputError: As `evaluate_submission` and `comparison.compare` do.
+    """
+    paths = [submission_in(submission) for submission in submissions]
+    require_new(out, force=force, sign=COMPARISON, inputs=[*paths, *reference.paths])
+    if not resamples:
+        raise InputError("A comparison rests on resamples of the scans. Received: --resamples 0.")
+    names = _names(submissions)
+    tables = {name: read_submission(path) for name, path in zip(names, paths, strict=True)}
+    nodules = read_annotations(reference.annotations) if reference.annotations else None
+    ignored = read_annotations(reference.excluded, "excluded findings") if reference.excluded else None
+    uids = reference.scans_of(tables[names[0]]) if reference.lists_scans else None
+    with whole_folder(out) as folder:
+        for name, path in zip(names, paths, strict=True):
+            (folder / name).mkdir()
+            _write(folder / name, path, reference, None, resamples, seed)
+        found = comparison.compare(
+            tables,
+            nodules,
+            uids,
+            ignored,
+            folds=comparison.folds_of(submissions),
+            resamples=resamples,
+            seed=seed,
+        )
+        write_json(folder / COMPARISON, found.summary())
+        if finish:
+            for name in names:
+                finish(folder / name)
+            finish(folder)
+    return found
+
+
+def _names(submissions: Sequence[Path]) -> list[str]:
+    """What each is called: its file or folder, after its parent where two are equal, else with a number."""
+    names = [path.stem if path.is_file() else path.resolve().name for path in submissions]
+    longer = [f"{path.resolve().parent.name}-{name}" for path, name in zip(submissions, names, strict=True)]
+    names = [long if names.count(name) > 1 else name for long, name in zip(longer, names, strict=True)]
+    return [f"{name}-{at}" if names.count(name) > 1 else name for at, name in enumerate(names, 1)]
+
+
+def _write(
+    folder: Path,
+    submission: Path,
+    reference: Reference,
+    thresholds: Path | None,
+    resamples: int,
+    seed: int,
 ) -> dict[str, Any]:
     """Fills a folder with what `evaluate_submission` tells of, and returns that."""
     marks = read_submission(submission)
@@ -133,19 +159,13 @@ def write_evaluation(
         nodules = read_annotations(reference.annotations)
         ignored = read_annotations(reference.excluded, "excluded findings") if reference.excluded else None
         matches = froc.match(marks, nodules, uids, ignored)
-        result["warnings"] = warnings(
-            marks,
-            nodules,
-            ignored,
-            matches,
-            listed=reference.series_uids is not None or reference.subset is not None,
-        )
+        result["warnings"] = warnings(marks, nodules, ignored, matches, listed=reference.lists_scans)
         result["froc"] = _write_froc(folder, submission.stem, matches, resamples, seed)
     elif "class" not in marks.columns:
         raise InputError(
             f"{submission} has no column class: without --annotations there is nothing to score it against."
         )
-    _write_metrics(folder, marks[marks["seriesuid"].isin(uids)], matches, result)
+    result |= _write_metrics(folder, marks, uids, matches, thresholds, result["warnings"], resamples, seed)
     inputs = {
         name: value.name if isinstance(value, Path) else value for name, value in asdict(reference).items()
     }
@@ -154,13 +174,7 @@ def write_evaluation(
     return result
 
 
-def _write_froc(
-    folder: Path,
-    name: str,
-    matches: Matches,
-    resamples: int,
-    seed: int,
-) -> dict[str, Any]:
+def _write_froc(folder: Path, name: str, matches: Matches, resamples: int, seed: int) -> dict[str, Any]:
     curve = matches.curve()
     weights = scan_weights(len(matches.scans), resamples, seed) if resamples else None
     summary = {
@@ -182,32 +196,73 @@ def _write_froc(
 
 
 def _write_metrics(
-    folder: Path, marks: pd.DataFrame, matches: Matches | None, result: dict[str, Any]
-) -> None:
-    """Metrics of labelled candidates; without a column `class`, a mark is what LUNA16's rule makes of it."""
-    result["labels"] = "class" if "class" in marks.columns else "luna16"
-    if matches is not None and "class" not in marks.columns:
+    folder: Path,
+    marks: pd.DataFrame,
+    uids: list[str],
+    matches: Matches | None,
+    thresholds: Path | None,
+    warned: list[str],
+    resamples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Of labelled candidates; without a column `class`, a mark is what LUNA16's rule makes of it."""
+    result: dict[str, Any] = {
+        "labels": "class" if "class" in marks.columns else "luna16",
+        "metrics": None,
+        "no_skill": None,
+        "interval_95": None,
+    }
+    if matches is not None and result["labels"] == "luna16":
         marks = matches.marks[matches.marks["outcome"].isin([ON_NODULE, FALSE_POSITIVE])]
         marks = marks.assign(**{"class": (marks["outcome"] == ON_NODULE).astype(int)})
-    result["metrics"] = result["no_skill"] = None
+    scan = pd.Index(uids).get_indexer(marks["seriesuid"])
+    marks, scan = marks[scan >= 0], scan[scan >= 0]
+    points = None
     if len(marks):
-        labels, (scores, threshold) = marks["class"], _scores(marks, result["warnings"])
-        result["metrics"] = binary_metrics(labels, scores, threshold)
+        labels, scores = marks["class"].to_numpy(int), Scores.of(marks)
+        if "logit" in marks.columns and scores.threshold != 0:
+            difference = np.abs(expit(marks["logit"]) - marks["probability"]).max()
+            warned.append(
+                f"logit and probability differ, by up to {difference:.2g}: the probabilities were scored."
+            )
+        result["metrics"] = binary_metrics(labels, scores.ranking, scores.threshold)
         result["no_skill"] = no_skill_metrics(labels)
-        if labels.nunique() == 2:
-            write_csv(folder / "roc.csv", roc_points(labels, scores))
-            write_csv(folder / "precision_recall.csv", precision_recall_points(labels, scores))
-    write_json(folder / "metrics.json", {name: result[name] for name in ("labels", "metrics", "no_skill")})
+        if resamples:
+            draws = scan_weights(len(uids), resamples, seed)
+            drawn = resampled_metrics(
+                labels, scores.ranking, scores.probability, scan, draws, scores.threshold
+            )
+            result["interval_95"] = {name: interval_95(values).tolist() for name, values in drawn.items()}
+        if len(np.unique(labels)) == 2:
+            write_csv(folder / "roc.csv", roc_points(labels, scores.ranking))
+            write_csv(folder / "precision_recall.csv", precision_recall_points(labels, scores.ranking))
+        series = marks["seriesuid"].to_numpy() if resamples else None
+        judged = reliability.assess(labels, scores.probability, series, resamples=resamples, seed=seed)
+        write_json(folder / "reliability.json", judged)
+        points = _write_operating_points(folder, marks, scores, labels, len(uids), thresholds, seed)
+    write_json(folder / "metrics.json", result)
+    return {**result, "points": points}
 
 
-def _scores(marks: pd.DataFrame, warned: list[str]) -> tuple[pd.Series, float]:
-    """The finest scores there are and their threshold; says so if the logits are not the probabilities'."""
-    if "logit" not in marks.columns:
-        return marks["probability"], 0.5
-    difference = np.abs(expit(marks["logit"]) - marks["probability"]).max()
-    if difference > 1e-6:
-        warned.append(
-            f"logit and probability differ, by up to {difference:.2g}: the probabilities were scored."
+def _write_operating_points(
+    folder: Path,
+    marks: pd.DataFrame,
+    scores: Scores,
+    labels: np.ndarray,
+    num_scans: int,
+    thresholds: Path | None,
+    seed: int,
+) -> list[dict[str, Any]] | None:
+    """What thresholds that were chosen elsewhere do here, and what any is worth."""
+    points = None
+    if thresholds is not None:
+        logits = (
+            scores.ranking if scores.threshold == 0 else logit(np.clip(scores.probability, 1e-300, 1 - 1e-16))
         )
-        return marks["probability"], 0.5
-    return marks["logit"], 0.0
+        chosen = operating_points.read(thresholds)["points"]
+        points = operating_points.apply(
+            chosen, labels, logits, marks["seriesuid"].to_numpy(), num_scans, seed=seed
+        )
+    curve = operating_points.decision_curve(labels, scores.probability)
+    write_json(folder / "operating_points.json", {"points": points, "decision_curve": curve})
+    return points

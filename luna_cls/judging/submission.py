@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from luna_cls.errors import InputError
-from luna_cls.files import POINT_COLUMNS, read_csv
+from luna_cls.files import POINT_COLUMNS, read_csv, read_series_uids
 from luna_cls.judging.froc import MAX_MARKS_PER_SCAN, RATES_PER_SCAN, Matches
 
 # What stands for the scores of a folder that a command has made.
@@ -17,6 +18,50 @@ _OF_FOLDER = ("validation_predictions.csv", "predictions.csv", "findings.csv")
 _FEW_DECIMALS = 4
 _MANY_SCANS = 100
 _ONE_SUBSET = 0.3  # a share of scans with marks that looks like one fold of ten, or a few
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What predictions are scored against, as files.
+
+    Args:
+        annotations: CSV of the nodules; None for metrics of labelled candidates alone.
+        excluded: CSV of findings to ignore.
+        series_uids: List of all scans that were read; None for those that have predictions.
+        subset: One of LUNA16's subsets, to score against its own scans only.
+        subsets: What tells the subsets: a LUNA16 tree, or a CSV with `seriesuid,subset`.
+    """
+
+    annotations: Path | None = None
+    excluded: Path | None = None
+    series_uids: Path | None = None
+    subset: int | None = None
+    subsets: Path | None = None
+
+    def __post_init__(self) -> None:
+        if (self.subset is None) != (self.subsets is None):
+            raise InputError(
+                "A subset takes a number and what tells the subsets: --subset K --subsets LUNA_DIR, or a CSV "
+                f"with seriesuid,subset. Received: --subset {self.subset}, --subsets {self.subsets}."
+            )
+
+    @property
+    def lists_scans(self) -> bool:
+        """Whether it says which scans were read."""
+        return self.series_uids is not None or self.subset is not None
+
+    @property
+    def paths(self) -> list[Path]:
+        """All files and folders named."""
+        return [path for path in asdict(self).values() if isinstance(path, Path)]
+
+    def scans_of(self, marks: pd.DataFrame) -> list[str]:
+        """The scans that count: those listed, or else those with marks; with a subset, its own of them."""
+        listed = read_series_uids(self.series_uids) if self.series_uids else None
+        if self.subset is None or self.subsets is None:
+            return list(dict.fromkeys(listed or marks["seriesuid"]))
+        own = read_subset(self.subsets, self.subset)
+        return own if listed is None else list(dict.fromkeys(uid for uid in listed if uid in set(own)))
 
 
 def submission_in(path: Path) -> Path:

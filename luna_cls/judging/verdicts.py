@@ -16,7 +16,6 @@ def of_pair(
     names: tuple[str, str],
     metric: str,
     found: Difference,
-    num_scans: int,
     p_holm: float,
     num_pairs: int,
 ) -> str:
@@ -26,14 +25,13 @@ def of_pair(
         names: Of the two.
         metric: Which the difference is of: "cpm" or "auc".
         found: The first system's metric less the second's.
-        num_scans: Scans that it was seen on.
         p_holm: The p-value adjusted for all pairs that were compared; it decides.
         num_pairs: How many these are.
     """
     a, b = names
     if found.difference == 0:
         return (
-            f"{a} and {b} cannot be told apart with these {num_scans:,} scans: they have the same "
+            f"{a} and {b} cannot be told apart with these {found.num_scans:,} scans: they have the same "
             f"{IN_WORDS[metric]}."
         )
     if found.difference < 0:
@@ -42,12 +40,12 @@ def of_pair(
         among = f"; {_p(p_holm)} among {num_pairs} pairs" if num_pairs > 1 else ""
         return f"{a} is better than {b} by {_amount(metric, found, among)}."
     sentence = (
-        f"{a} and {b} cannot be told apart with these {num_scans:,} scans: {a} is ahead by "
+        f"{a} and {b} cannot be told apart with these {found.num_scans:,} scans: {a} is ahead by "
         f"{_amount(metric, found)}"
     )
     if found.p < LEVEL:
         sentence += f", which is not enough among {num_pairs} pairs"
-    needed = found.scans_needed(num_scans, LEVEL / num_pairs)
+    needed = found.scans_needed(LEVEL / num_pairs)
     return f"{sentence}. About {needed:,} scans would be needed." if needed else f"{sentence}."
 
 
@@ -56,7 +54,6 @@ def of_all(
     scores: Mapping[str, float],
     pairs: Mapping[tuple[str, str], Difference],
     p_holm: Sequence[float],
-    num_scans: int,
 ) -> str:
     """Names the best of several systems, whom it beats, and whom it cannot be told from.
 
@@ -65,7 +62,6 @@ def of_all(
         scores: The metric of each system.
         pairs: The difference of each pair of them, first less second.
         p_holm: Of each pair, adjusted for all.
-        num_scans: Scans that they were seen on.
     """
     best = max(scores, key=lambda name: scores[name])
     beaten, alike = [], []
@@ -80,7 +76,7 @@ def of_all(
     if beaten:
         sentences.append(f"It is better than {_listed(beaten)}.")
     if alike:
-        sentences.append(f"It cannot be told from {_listed(alike)} with these {num_scans:,} scans.")
+        sentences.append(f"It cannot be told from {_listed(alike)} with these {found.num_scans:,} scans.")
     return " ".join(sentences)
 
 

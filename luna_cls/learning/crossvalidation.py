@@ -33,7 +33,7 @@ from luna_cls.files import (
 )
 from luna_cls.judging.binary import binary_metrics, no_skill_metrics
 from luna_cls.judging.evaluation import evaluate_submission
-from luna_cls.judging.submission import read_annotations
+from luna_cls.judging.submission import Reference, read_annotations
 from luna_cls.processes import check_workers, run_apart, run_on_cluster
 from luna_cls.settings import Settings, SplitSettings, load_settings
 from luna_cls.startup import load_tensorflow_quietly
@@ -454,7 +454,10 @@ def _pool(
     result["failures"] = failures
     if annotations is not None and not result["missing_folds"]:
         evaluation = evaluate_submission(
-            out / PREDICTIONS, annotations, out / EVALUATION, excluded, out / SERIES_UIDS, force=True
+            out / PREDICTIONS,
+            Reference(annotations, excluded, out / SERIES_UIDS),
+            out / EVALUATION,
+            force=True,
         )
         result |= {name: evaluation[name] for name in ("froc", "warnings")}
     return result

@@ -158,7 +158,7 @@ def _without_froc() -> Section:
 
 
 def _of_candidates(folder: Path, judged: Mapping[str, Any] | None) -> list[Section | None]:
-    calibration = read_json(folder / "calibration.json")
+    calibration = read_json(folder / "reliability.json")
     points = read_json(folder / "operating_points.json")
     return [
         _candidates(folder, judged) if judged is not None and judged["metrics"] is not None else None,

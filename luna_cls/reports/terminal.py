@@ -83,6 +83,10 @@ def print_folds(console: Console, result: Mapping[str, Any]) -> None:
     console.print(table)
 
 
+def _name(metric: str) -> str:
+    return "CPM" if metric == "cpm" else METRIC_NAMES.get(metric, metric.replace("_", " "))
+
+
 def _share(value: float | None) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:.3f}"
 
@@ -140,18 +144,19 @@ def print_calibration(console: Console, made: Mapping[str, Any]) -> None:
     console.print(table)
 
 
-def print_operating_points(console: Console, made: Mapping[str, Any]) -> None:
-    """Prints the thresholds chosen on validation and what they do there.
+def print_operating_points(console: Console, title: str, points: Sequence[Mapping[str, Any]]) -> None:
+    """Prints thresholds and what they do.
 
     Args:
         console: Where to.
-        made: What `judging.calibrated_run.calibrate` gives.
+        title: Which thresholds, and on what.
+        points: What `judging.operating_points.apply` gives.
     """
-    table = Table(title=f"thresholds, after {made['method']}", title_justify="left", title_style="bold")
+    table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("wanted")
     for column in ("probability", "95 %", "sensitivity", "FP a scan", "PPV"):
         table.add_column(column, justify="right")
-    for point in made["points"]:
+    for point in points:
         is_rate = point["goal"] == "fps_per_scan"
         low, high = point["threshold_interval_95"]
         table.add_row(
@@ -163,3 +168,31 @@ def print_operating_points(console: Console, made: Mapping[str, Any]) -> None:
             _share(point["ppv"]),
         )
     console.print(table)
+
+
+def print_comparison(console: Console, comparison: Mapping[str, Any]) -> None:
+    """Prints the verdict, what each submission scores, and how far each pair is apart.
+
+    Args:
+        console: Where to.
+        comparison: What `comparison.json` holds.
+    """
+    metric = comparison["metric"]
+    scores = Table(title=f"{comparison['num_scans']:,} scans", title_justify="left", title_style="bold")
+    scores.add_column("submission")
+    scores.add_column(_name(metric), justify="right", style="bold")
+    scores.add_column("95 % of resamples", justify="right")
+    for name, own in comparison["scores"].items():
+        scores.add_row(name, _share(own[metric]), *_interval(own[f"{metric}_interval_95"]))
+    console.print(scores)
+    for pair in comparison["pairs"]:
+        table = Table(title=f"{pair['a']} less {pair['b']}", title_justify="left", title_style="bold")
+        table.add_column("metric")
+        for column in ("difference", "95 %", "p"):
+            table.add_column(column, justify="right")
+        for name, found in pair["differences"].items():
+            low, high = found["interval_95"]
+            row = f"{found['difference']:+.3f}", f"{low:+.3f} to {high:+.3f}", f"{found['p']:.3f}"
+            table.add_row(_name(name), *row)
+        console.print(table)
+    console.print(comparison["verdict"], markup=False)
