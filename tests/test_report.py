@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from matplotlib.image import imread
 
+from luna_cls.cli import _add_report
 from luna_cls.cubes.cutting import cut_cubes
 from luna_cls.errors import InputError
 from luna_cls.files import COORDINATES
@@ -157,14 +158,52 @@ def test_the_verdict_of_an_evaluation_gives_its_numbers(report_folders, pages):
     assert f"{froc['cpm']:.3f} ({low:.3f} to {high:.3f} in 95 % of 50 resamples of scans)" in text
 
 
-def test_a_comparison_gives_its_verdict_and_the_tests_behind_it(pages):
-    """The verdict stands first; McNemar's counts and the difference with its interval follow."""
+def test_a_comparison_gives_its_verdict_and_the_tests_behind_it(report_folders, pages):
+    """The verdict stands first; McNemar's counts and the difference of CPM with its interval follow."""
+    found = json.loads((report_folders["comparison"] / "comparison.json").read_text())
+    pair = found["pairs"][0]
     text = Parsed(pages["comparison"]).text
 
-    assert "first and second cannot be told apart with these 4 scans." in text
-    assert "3 nodules found by first alone and 1 by second alone (McNemar, p = 0.6)" in text
-    assert "+0.0200" in text
-    assert "−0.0100 to 0.0500" in text
+    nodules, cpm = pair["mcnemar"]["nodules"], pair["differences"]["cpm"]
+    assert text.index(found["verdict"]) < text.index("How far apart they are")
+    alone = f"found by first alone and {nodules['only_b']} by second alone (McNemar, p = {nodules['p']:.2g})"
+    assert alone in text
+    low, high = (number(bound, 4) for bound in cpm["interval_95"])
+    assert f"{number(cpm['difference'], 4)} {low} to {high}" in text
+
+
+def test_a_run_tells_what_calibration_does_and_where_to_draw_the_line(report_folders, pages):
+    """The method, its error before and after, and the thresholds of operating_points.json are there."""
+    stored = json.loads((report_folders["run"] / "calibration.json").read_text())
+    points = json.loads((report_folders["run"] / "operating_points.json").read_text())["points"]
+    text = Parsed(pages["run"]).text
+
+    before, after = stored["crossfit"]["before"], stored["crossfit"]["after"]["platt"]
+    assert "luna-cls predict applies Platt's slope and intercept" in text
+    assert f"none {before['ece']:.4f}" in text
+    assert f"platt (chosen) {after['ece']:.4f}" in text
+    thresholds = " ".join(probability(point["threshold_probability"]) for point in points)
+    assert f"Call a nodule from probability {thresholds}" in text
+    assert "sensitivity 90 % or more at most 1 false positive a scan" in text
+
+
+def test_a_run_that_is_not_calibrated_says_so(own):
+    """Without what luna-cls calibrate leaves there is a line on that command, and no threshold."""
+    folder = own("run")
+    for name in ("calibration.json", "operating_points.json"):
+        (folder / name).unlink()
+
+    text = Parsed(write_report(folder).read_text()).text
+
+    assert "luna-cls calibrate RUN" in text
+    assert "Call a nodule from probability" not in text
+
+
+def test_few_scans_are_warned_of(pages):
+    """Four scans are few: both pages that measure something say so among what may mislead."""
+    for kind in ("run", "evaluation"):
+        warnings = Parsed(pages[kind]).text.split("What may mislead")[1]
+        assert "4 scans only" in warnings[:600]
 
 
 SECTION_OF_FILE = {
@@ -173,6 +212,8 @@ SECTION_OF_FILE = {
     "false_positives.csv": 'id="false-alarms"',
     "scans.csv": 'id="scans"',
     "metrics.json": 'id="candidates"',
+    "reliability.json": 'id="reliability"',
+    "operating_points.json": 'id="thresholds"',
 }
 
 
@@ -218,18 +259,19 @@ def test_a_scan_that_cannot_be_read_is_a_line_on_the_page(own, small_tree, tmp_p
     assert "No picture: its scan could not be read" in page.text
 
 
-def test_a_failure_of_the_bootstrap_band_is_no_failure_of_the_page(own):
-    """Without the bootstrap's file and intervals the curve stands without a band, and a line says why."""
+def test_without_a_bootstrap_there_is_a_curve_without_a_band(own):
+    """Neither the verdict nor the curve claims an interval, and a line says how to get them."""
     folder = own("evaluation")
     for path in folder.glob("froc_*_bootstrapping.csv"):
         path.unlink()
     froc = json.loads((folder / "froc.json").read_text())
-    nothing = dict.fromkeys(("cpm_interval_95", "sensitivity_at_fps_interval_95", "bootstrap"))
+    nothing = dict.fromkeys(("cpm_interval_95", "sensitivity_at_fps_interval_95", "bootstrap", "by_size"))
     (folder / "froc.json").write_text(json.dumps({**froc, **nothing}))
 
     text = Parsed(write_report(folder).read_text()).text
 
-    assert "95 %" not in text.split("Every candidate by itself")[2]
+    verdict_and_contents, curve = text.split("Every candidate by itself")[:2]
+    assert "95 %" not in verdict_and_contents + curve
     assert "--resamples" in text
 
 
@@ -268,6 +310,28 @@ def test_the_command_prints_the_page(own, run_cli, small_store):
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{folder / 'report.html'}\n"
     assert Parsed((folder / "report.html").read_text()).all("img")
+
+
+def test_a_page_that_cannot_be_written_costs_no_training(tmp_path, capsys):
+    """What train and predict end with warns in one line, names the command to try again, and goes on."""
+    _add_report(tmp_path)
+
+    said = capsys.readouterr().err
+    assert said.startswith("Warning: no report was written")
+    assert f"luna-cls report {tmp_path}" in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_predict_ends_with_a_page(run_cli, small_tree, tmp_path):
+    """Its findings are reported beside them, with pictures from the scans that were read."""
+    candidates = small_tree / "candidates_V2.csv"
+
+    done = run_cli("predict", "phantom", small_tree, "--candidates", candidates, "--out", tmp_path / "out")
+
+    assert done.returncode == 0, done.stderr
+    assert f"Report: {tmp_path / 'out' / 'report.html'}" in done.stderr
+    assert len(Parsed((tmp_path / "out" / "report.html").read_text()).all("img")) == 12
 
 
 @pytest.mark.parametrize(

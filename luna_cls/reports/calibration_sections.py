@@ -39,9 +39,9 @@ _SMALL = 0.02  # below it, probabilities are told apart on an axis of log odds o
 def reliability(assessed: Mapping[str, Any]) -> Section:
     """The section on whether probabilities can be taken at their word, from what `assess` gave."""
     mean, prevalence = assessed["mean_probability"], assessed["prevalence"]
-    ratio = mean / prevalence if prevalence else np.nan
+    ratio = mean / prevalence if prevalence else 1.0
     judgement = "about right on the whole"
-    if not 0.8 <= ratio <= 1.25:
+    if ratio and not 0.8 <= ratio <= 1.25:
         judgement = (
             f"{number(ratio if ratio > 1 else 1 / ratio, 1)} times too {'high' if ratio > 1 else 'low'}"
         )
@@ -188,11 +188,18 @@ def decisions(stored: Mapping[str, Any], text: str) -> Section | None:
     if not points and not curve:
         return None
     blocks: list[Block] = []
+    hint = ""
     if points:
         blocks.append(_thresholds(points))
+    else:
+        text = "What calling candidates from some probability on is worth."
+        hint = (
+            "To see here what thresholds chosen on validation do: luna-cls evaluate with --thresholds "
+            "RUN/operating_points.json."
+        )
     if curve:
         blocks.append(_decision_curve(curve))
-    return Section("thresholds", "Where to draw the line", (text,), blocks)
+    return Section("thresholds", "Where to draw the line", (text,), blocks, hint)
 
 
 def _goal(point: Mapping[str, Any]) -> str:

@@ -106,12 +106,8 @@ def read_froc(folder: Path, name: str) -> Froc:
 
 def warn_of_few(num_scans: int) -> list[str]:
     """A sentence where there are so few scans that figures of them, and intervals above all, say little."""
-    if num_scans >= FEW_SCANS:
-        return []
-    return [
-        f"{plural(num_scans, 'scan')} only: another few scans may give quite other figures, and intervals from so "
-        "few are too narrow."
-    ]
+    few = f"{plural(num_scans, 'scan')} only: a few others may give quite other figures, "
+    return [few + "and intervals from so few are too narrow."] if num_scans < FEW_SCANS else []
 
 
 def apart(points: pd.DataFrame, most: int, distance_mm: float = SAME_PLACE_MM) -> pd.DataFrame:
