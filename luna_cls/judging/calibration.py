@@ -175,9 +175,10 @@ class Isotonic(Method):
         nodules[0] += PSEUDO_COUNT
         weights[[0, -1]] += PSEUDO_COUNT if len(values) > 1 else 2 * PSEUDO_COUNT
         pooled = isotonic_regression(nodules / weights, weights=weights)
-        rates, block = np.unique(pooled.x, return_inverse=True)
+        # Blocks apart by rounding alone are one.
+        levels, block = np.unique(np.round(logit(pooled.x), 6), return_inverse=True)
         centers = np.bincount(block, counts * values) / np.bincount(block, counts)
-        return cls(tuple(centers.tolist()), tuple(logit(rates).tolist()))
+        return cls(tuple(centers.tolist()), tuple(levels.tolist()))
 
     def _curve(self, logits: Floats) -> Floats:
         x, y = np.array(self.centers), np.array(self.calibrated)
