@@ -442,7 +442,18 @@ def test_of_places_near_each_other_the_first_is_taken():
 
 @pytest.mark.parametrize(
     ("value", "words"),
-    [(0.5, "0.50"), (0.97, "0.970"), (0.9998, "0.99980"), (0.00012, "0.00012"), (1.0, "1.00"), (None, "–")],
+    [
+        (0.5, "0.50"),
+        (0.97, "0.970"),
+        (0.9998, "0.99980"),
+        (0.00012, "0.00012"),
+        (1e-6, "0.0000010"),
+        (1e-7, "< 0.000001"),
+        (1 - 1e-9, "> 0.999999"),
+        (0.0, "0.00"),
+        (1.0, "1.00"),
+        (None, "–"),
+    ],
 )
 def test_a_probability_has_digits_enough(value, words):
     """Two that count, as seen from 0 or from 1."""

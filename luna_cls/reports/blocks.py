@@ -10,6 +10,8 @@ from luna_cls.judging.froc import RATES_PER_SCAN
 
 RATE_NAMES = dict(zip(RATES_PER_SCAN, ("1/8", "1/4", "1/2", "1", "2", "4", "8"), strict=True))
 
+_NEAREST = 1e-6  # to 0 and to 1: digits beyond that say nothing
+
 
 @dataclass(frozen=True)
 class Table:
@@ -163,12 +165,13 @@ def interval(pair: Sequence[float | None] | None, digits: int = 3) -> str:
 
 
 def probability(value: float | None) -> str:
-    """A probability with as many digits as tell it from 0 and from 1: 0.97, 0.9998, 0.00012."""
+    """A probability with two digits that count, as seen from 0 or from 1: 0.50, 0.970, 0.99980, 0.00012."""
     if value is None or math.isnan(value):
         return "–"
     rest = min(value, 1 - value)
-    digits = 2 if rest <= 0 else min(max(2, 1 - math.floor(math.log10(rest))), 7)
-    return f"{value:.{digits}f}"
+    if 0 < rest < _NEAREST:
+        return f"< {_NEAREST:f}" if value < 0.5 else f"> {1 - _NEAREST:f}"
+    return f"{value:.{2 if rest <= 0 else max(2, 1 - math.floor(math.log10(rest)))}f}"
 
 
 def count_of(part: float, whole: float) -> str:

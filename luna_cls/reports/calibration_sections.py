@@ -84,8 +84,9 @@ def _in_brackets(assessed: Mapping[str, Any], name: str) -> str:
 def _reliability_figure(assessed: Mapping[str, Any]) -> Figure:
     curves = {"equally many nodules a bin": assessed["curve_of_nodules"]}
     curves["equally many candidates a bin"] = assessed["curve"]
-    means = [entry["mean_probability"] for curve in curves.values() for entry in curve]
-    lowest = min(means)
+    bins = [entry for curve in curves.values() for entry in curve]
+    shown = [entry[name] for entry in bins for name in ("mean_probability", "observed_share")]
+    lowest = min((value for value in shown if value > 0), default=1.0)
     floor = max(min(lowest, 0.5) / 3, 1e-7)
     is_small = lowest < _SMALL
 
@@ -102,7 +103,7 @@ def _reliability_figure(assessed: Mapping[str, Any]) -> Figure:
         drawn.vlines(x, low, high, color=colour, linewidth=1.2, alpha=0.6)
         drawn.plot(x, y, color=colour, linestyle=line, marker=marker, markersize=4, linewidth=1.2, label=name)
     ticks = [tick for tick in _TICKS if tick >= floor] if is_small else np.linspace(0, 1, 6)
-    labels = [f"{tick:g}" if tick >= 1e-4 else f"{tick:.0e}".replace("e-0", "e−") for tick in ticks]
+    labels = [f"{tick:.0e}".replace("e-0", "e−") if 0 < tick < 1e-4 else f"{tick:g}" for tick in ticks]
     _ticks(drawn, place(np.array(ticks)), labels)
     legend(drawn, loc="upper left")
     rows = [

@@ -196,7 +196,8 @@ def _worst(
     """Cards with pictures, or a table where there are none to be had."""
     if cubes.is_there and len(shown):
         made = cards(shown, cubes, heading, facts)
-        return Section(name, title, (text, HOW_TO_LOOK), [Cards(made)])
+        are_seen = any(card.still for card in made)
+        return Section(name, title, (text, HOW_TO_LOOK) if are_seen else (text,), [Cards(made)])
     rows = []
     for row in shown.to_dict("records"):
         place = ", ".join(f"{row[axis]:.1f}".replace("-", "−") for axis in COORDINATES)
