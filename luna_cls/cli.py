@@ -460,12 +460,14 @@ def evaluate(
         list[Path] | None,
         typer.Option(help="Scans, or folders of them, for pictures of misses and false alarms in the page."),
     ] = None,
+    no_report: Annotated[
+        bool, typer.Option("--no-report", help="Figures alone: no page, no pictures.")
+    ] = False,
     force: Force = False,
 ) -> int:
     """Score predictions as LUNA16 does: FROC and CPM, with intervals, and where they come from."""
     from luna_cls.judging.evaluation import compare_submissions, evaluate_submission
     from luna_cls.judging.submission import Reference
-    from luna_cls.reports.page import write_evaluation_report
     from luna_cls.reports.terminal import (
         print_comparison,
         print_froc,
@@ -474,7 +476,11 @@ def evaluate(
     )
 
     reference = Reference(annotations, excluded, seriesuids, subset, subsets)
-    finish = functools.partial(write_evaluation_report, scans=scans or ())
+    finish = None
+    if not no_report:
+        from luna_cls.reports.page import write_evaluation_report
+
+        finish = functools.partial(write_evaluation_report, scans=scans or ())
     if len(predictions) > 1:
         if thresholds is not None:
             raise InputError("--thresholds are tried on one submission. Give one, or leave --thresholds off.")
