@@ -50,7 +50,7 @@ def main() -> None:
             ]
             gigabytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
             print(
-                f"{name:30} {statistics.median(seconds):5.1f} s ({min(seconds):.1f} to {max(seconds):.1f} over "
+                f"{name:30} {statistics.median(seconds):5.1f} s ({min(seconds):.1f} to {max(seconds):.1f} in "
                 f"{options.rounds} rounds), at most {gigabytes:.2f} GB so far"
             )
 

@@ -34,11 +34,24 @@ def test_no_difference_at_all_needs_no_number_of_scans():
 
 def test_without_an_interval_it_says_so():
     """Ahead in the one scan that tells: no spread, so no interval, and no number of scans."""
-    found = Difference(0.5, float("nan"), 2)
+    found = Difference(0.5, float("nan"), 20)
 
     assert verdicts.of_pair(("a", "b"), "auc", found, 1.0, 1) == (
-        "a and b cannot be told apart with these 2 scans: a is ahead by 0.500 AUC (no interval from so few "
+        "a and b cannot be told apart with these 20 scans: a is ahead by 0.500 AUC (no interval from so few "
         "scans)."
+    )
+
+
+def test_fewer_than_ten_scans_give_no_verdict():
+    """However far apart they seem: two scans, p = 0.001, and yet none is called better."""
+    found = Difference(0.5, 0.001, 2)
+
+    assert verdicts.of_pair(("a", "b"), "auc", found, 0.001, 1).startswith(
+        "a and b cannot be told apart with 2 scans alone: a is ahead by 0.500 AUC (95 % 0.487 to 0.513), "
+        "but a verdict takes 10 scans or more."
+    )
+    assert verdicts.of_all("auc", {"a": 0.9, "b": 0.4}, {("a", "b"): found}, [0.001]) == (
+        "a has the highest AUC, 0.900. It cannot be told from b with these 2 scans."
     )
 
 

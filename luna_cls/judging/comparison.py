@@ -313,6 +313,7 @@ def _pair(
     decides = differences[metric]
     verdict = verdicts.of_pair(names, metric, decides, p_holm, num_pairs)
     needed = decides.scans_needed(verdicts.LEVEL / num_pairs)
+    few = decides.num_scans < verdicts.FEWEST_SCANS
     by_fold = a.by_fold - b.by_fold
     over_folds = None
     if len(by_fold) > 1 and np.isfinite(by_fold).all():
@@ -323,7 +324,7 @@ def _pair(
         verdict=verdict,
         differences=differences,
         p_holm=p_holm,
-        scans_needed=None if p_holm < verdicts.LEVEL else needed,
+        scans_needed=None if p_holm < verdicts.LEVEL or few else needed,
         delong=delong(candidates.labels, a.ranking, b.ranking, candidates.scan) if candidates else None,
         mcnemar_nodules=mcnemar(a.found, b.found) if metric == "cpm" else None,
         mcnemar_candidates=mcnemar(a.right, b.right) if candidates else None,

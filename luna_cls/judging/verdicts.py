@@ -9,6 +9,7 @@ import numpy as np
 from luna_cls.judging.paired_bootstrap import Difference
 
 LEVEL = 0.05
+FEWEST_SCANS = 10  # with fewer a bootstrap hardly varies, and no verdict is given
 IN_WORDS = {"cpm": "CPM", "auc": "AUC"}
 
 
@@ -36,6 +37,11 @@ def of_pair(
         )
     if found.difference < 0:
         a, b = b, a
+    if found.num_scans < FEWEST_SCANS:
+        return (
+            f"{a} and {b} cannot be told apart with {found.num_scans} scans alone: {a} is ahead by "
+            f"{_amount(metric, found)}, but a verdict takes {FEWEST_SCANS} scans or more."
+        )
     if p_holm < LEVEL:
         among = f"; {_p(p_holm)} among {num_pairs} pairs" if num_pairs > 1 else ""
         return f"{a} is better than {b} by {_amount(metric, found, among)}."
@@ -68,7 +74,7 @@ def of_all(
     for ((a, b), found), p in zip(pairs.items(), p_holm, strict=True):
         if best in (a, b):
             other = b if best == a else a
-            if p < LEVEL:
+            if p < LEVEL and found.num_scans >= FEWEST_SCANS:
                 beaten.append(f"{other} by {_amount(metric, found)}")
             else:
                 alike.append(other)

@@ -192,7 +192,9 @@ def print_comparison(console: Console, comparison: Mapping[str, Any]) -> None:
             table.add_column(column, justify="right")
         for name, found in pair["differences"].items():
             low, high = found["interval_95"]
-            row = f"{found['difference']:+.3f}", f"{low:+.3f} to {high:+.3f}", f"{found['p']:.3f}"
-            table.add_row(_name(name), *row)
+            interval = f"{low:+.3f} to {high:+.3f}" if math.isfinite(low) else "-"
+            table.add_row(_name(name), f"{found['difference']:+.3f}", interval, f"{found['p']:.3f}")
         console.print(table)
-    console.print(comparison["verdict"], markup=False)
+    for note in comparison["notes"]:
+        console.print(note, markup=False, style="dim")
+    console.print(comparison["verdict"], markup=False, style="bold")
