@@ -38,6 +38,27 @@ WRONG_INPUTS = {
     "phantom out": ("out exists already", "--force"),
     "prepare tree out": ("out exists already", "--force"),
     "evaluate marks.csv --annotations annotations.csv --out out": ("out exists already", "--force"),
+    "evaluate marks.csv --out new": ("marks.csv has no column class", "--annotations"),
+    "evaluate logits.csv --annotations annotations.csv --out new": (
+        "line 2",
+        "from 0 to 1",
+        "Received: -2.5",
+    ),
+    "evaluate nan.csv --annotations annotations.csv --out new": ("line 2", "probability must be from 0 to 1"),
+    "evaluate tabs.csv --annotations annotations.csv --out new": ("tabs", "Save it with commas"),
+    "evaluate semicolons.csv --annotations annotations.csv --out new": ("semicolons", "Save it with commas"),
+    "evaluate numbers.csv --annotations annotations.csv --seriesuids uids.txt --out new": (
+        "no mark is of a listed scan",
+        "Received: seriesuid 17",
+        "listed are a",
+    ),
+    "evaluate marks.csv --annotations other.csv --out new": ("No annotated nodule is in the listed scans",),
+    "evaluate marks.csv --annotations annotations.csv --subset 3 --out new": ("--subsets LUNA_DIR",),
+    "evaluate marks.csv marks.csv --annotations annotations.csv --resamples 0 --out new": ("--resamples 0",),
+    "evaluate marks.csv marks.csv --thresholds uids.txt --out new": ("--thresholds", "one submission"),
+    "evaluate marks.csv --annotations annotations.csv --thresholds uids.txt --out new": (
+        "uids.txt holds no operating points",
+    ),
     "demo --out out": ("out exists already", "--force"),
 }
 
@@ -60,7 +81,14 @@ def folder(tmp_path, small_tree, monkeypatch):
         "empty.csv": f"{HEADER},class\n",
         "class_2.csv": f"{HEADER},class\na,1,2,3,2\n",
         "marks.csv": f"{HEADER},probability\na,0,0,0,0.9\n",
+        "logits.csv": f"{HEADER},probability\na,0,0,0,-2.5\n",
+        "nan.csv": f"{HEADER},probability\na,0,0,0,nan\n",
+        "tabs.csv": f"{HEADER},probability\na,0,0,0,0.9\n".replace(",", "\t"),
+        "semicolons.csv": f"{HEADER},probability\na,0,0,0,0.9\n".replace(",", ";"),
+        "numbers.csv": f"{HEADER},probability\n17,0,0,0,0.9\n",
+        "uids.txt": "a\nb\n",
         "annotations.csv": f"{HEADER},diameter_mm\na,0,0,0,8\n",
+        "other.csv": f"{HEADER},diameter_mm\nz,0,0,0,8\n",
         "words.toml": "training.epochs = soon\n",
         "out/evaluation.json": "an earlier evaluation",
     }
@@ -224,6 +252,24 @@ def test_evaluation_prints_the_froc_and_the_path(run_cli, folder):
     assert any("CPM" in line and "1.000" in line and "1.000 to 1.000" in line for line in lines)
     assert any("CPM of 1 nodules 6 to 10 mm" in line for line in lines)
     assert lines[-1] == "new"
+
+
+def test_two_submissions_are_compared_in_a_sentence(run_cli, folder):
+    """The same marks twice: the same CPM, a page beside the folders of both, and the path last."""
+    done = run_cli(
+        "evaluate", "marks.csv", "tree/../marks.csv", "--annotations", "annotations.csv",
+        "--seriesuids", "uids.txt", "--out", "new",
+    )  # fmt: skip
+
+    lines = done.stdout.splitlines()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert any("cannot be told apart with these 2 scans: they have the same CPM." in line for line in lines)
+    assert lines[-1] == "new"
+    assert sorted(path.name for path in Path("new").iterdir() if path.is_file()) == [
+        "comparison.json",
+        "report.html",
+    ]
+    assert len(list(Path("new").glob("*/froc.json"))) == 2
 
 
 def test_a_missing_and_a_truncated_scan_end_with_3(run_cli, folder):
