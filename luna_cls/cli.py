@@ -388,6 +388,7 @@ def _show_crossval(out: Path, result: dict[str, Any]) -> int:
         print_froc(_out, froc)
         for warning in result["warnings"]:
             _say(f"Warning: {warning}")
+        _add_report(out / "evaluation")
     elif missing:
         _say(f"No CPM: folds {missing} are missing, and their nodules with them.")
     else:
@@ -554,6 +555,7 @@ def calibrate(
     else:
         _say("Nodules are in one validation scan only: what this is worth on other scans cannot be said.")
     print_operating_points(_out, f"thresholds, after {made['method']}", made["points"])
+    _say(f"To see it drawn: luna-cls report {shlex.quote(str(run))} --store STORE")
     _print_path(run / calibrated_run.CALIBRATION)
     _print_path(run / calibrated_run.OPERATING_POINTS)
     return DONE

@@ -180,7 +180,6 @@ def _candidates(folder: Path, judged: Mapping[str, Any]) -> Section:
     curves = {
         "roc": read_table(folder / "roc.csv", ("false_positive_rate", "sensitivity")),
         "precision_recall": read_table(folder / "precision_recall.csv", ("recall", "precision")),
-        "scores": read_table(folder / "scored.csv", ("probability", "class")),
     }
     metrics = judged["metrics"]
     count = sum(int(metrics[name]) for name in ("tp", "fp", "tn", "fn"))
