@@ -62,7 +62,9 @@ def _command(function: Callable[Params, int]) -> Callable[Params, None]:
             where = f" ({error.filename})" if error.filename else ""
             status = _say_wrong(f"{error.strerror or error}{where}. Check the path, its rights and the disk.")
         except MemoryError:
-            status = _say_wrong("Out of memory. Run the same command again with fewer --workers.")
+            status = _say_wrong(
+                "Out of memory. Run it again with fewer --workers or --resamples, whichever it has."
+            )
         except KeyboardInterrupt:
             _err.print("Interrupted.")
             status = INTERRUPTED
@@ -485,10 +487,12 @@ def evaluate(
     if len(predictions) > 1:
         if thresholds is not None:
             raise InputError("--thresholds are tried on one submission. Give one, or leave --thresholds off.")
-        found = compare_submissions(
+        compared = compare_submissions(
             predictions, reference, out, resamples=resamples, seed=seed, finish=finish, force=force
         )
-        print_comparison(_out, found.summary())
+        print_comparison(_out, compared)
+        for warning in compared["warnings"]:
+            _say(f"Warning: {warning}")
         _print_path(out)
         return DONE
     result = evaluate_submission(

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
@@ -129,17 +130,25 @@ def read_series_uids(path: Path) -> list[str]:
     """Reads a list of scans, one series UID a line; a header line `seriesuid` is passed over.
 
     Raises:
-        InputError: If the file is missing, empty or no text.
+        InputError: If the file is missing, empty, no text, or lists a scan twice.
     """
     if not path.is_file():
         raise InputError(f"No list of scans at {path}. Give a file with one series UID a line.")
     try:
-        uids = path.read_text(encoding="utf-8").split()
+        lines = path.read_text(encoding="utf-8-sig").split()  # "sig": spreadsheets begin files with a mark
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is no text: {error}. Give one series UID a line.") from error
-    uids = [uid for uid in uids if uid != "seriesuid"]
+    uids = [uid for uid in (line.strip("\"'") for line in lines) if uid != "seriesuid"]
     if not uids:
         raise InputError(f"{path} lists no scan. Give one series UID a line.")
+    cells = next((uid for uid in uids if "," in uid or ";" in uid), None)
+    if cells:
+        raise InputError(
+            f"{path} has lines of more than a series UID. Received: {cells[:80]}. Give one a line."
+        )
+    uid, times = Counter(uids).most_common(1)[0]
+    if times > 1:
+        raise InputError(f"{path} lists {uid} {times} times. List every scan once.")
     return uids
 
 

@@ -13,10 +13,20 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from luna_cls import __version__
 from luna_cls.cubes.cutting import CubeSpec, cut_cubes
 from luna_cls.cubes.store import FAILURE_COLUMNS, OUTSIDE, UNREADABLE
 from luna_cls.errors import InputError
-from luna_cls.files import COORDINATES, POINT_COLUMNS, require_new, whole_folder, write_csv, write_text
+from luna_cls.files import (
+    COORDINATES,
+    POINT_COLUMNS,
+    require_new,
+    sha256,
+    whole_folder,
+    write_csv,
+    write_json,
+    write_text,
+)
 from luna_cls.judging import calibrated_run
 from luna_cls.learning import models
 from luna_cls.learning.training import predictions_table
@@ -75,8 +85,9 @@ def predict(
 ) -> Prediction:
     """Scores every candidate of the scans given.
 
-    Writes `findings.csv`, `failures.csv`, and `seriesuids.csv`: all scans given, those that failed or
-    have no candidate included, as an honest evaluation needs them.
+    Writes `findings.csv`, `prediction.json` (which model and calibration made them), `failures.csv`, and
+    `seriesuids.csv`: all scans given, those that failed or have no candidate included, as an honest
+    evaluation needs them.
 
     A scan that cannot be read, or a candidate outside its scan, is listed in `failures.csv`; the rest
     is scored. Candidates of other scans are left aside.
@@ -147,7 +158,14 @@ def predict(
         len(sources) - unread,
         f"{calibrated} ({calibration_path})" if calibrated else None,
     )
+    about = {
+        "luna_cls": __version__,
+        "model": model_path.name,
+        "model_sha256": sha256(model_path),
+        "calibration": calibrated.to_json() if calibrated else None,
+    }
     with whole_folder(out) as folder:
+        write_json(folder / calibrated_run.PREDICTION, about)
         write_csv(folder / "failures.csv", result.failures)
         write_text(folder / "seriesuids.csv", "".join(f"{uid}\n" for uid in uids))
         write_csv(folder / "findings.csv", result.findings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from luna_cls.judging.resampling import RESAMPLES, SEED
 
 MODEL, VALIDATION = "model.keras", "validation_predictions.csv"
 CALIBRATION, OPERATING_POINTS = "calibration.json", "operating_points.json"
+PREDICTION = "prediction.json"  # beside findings: which model and calibration made them
 DEFAULT = "platt"
 GOALS = (Goal("sensitivity", 0.9), Goal("fps_per_scan", 1.0))
 
@@ -41,6 +42,10 @@ class Calibration:
     def __call__(self, logits: Floats) -> Floats:
         """Calibrated logits, float64, of the shape of `logits`."""
         return self.then(self.method(logits))
+
+    def to_json(self) -> dict[str, Any]:
+        """What files hold of it: `method`, `parameters`, `then`."""
+        return {**calibration.to_json(self.method), "then": calibration.to_json(self.then)}
 
     def __str__(self) -> str:
         """The method by name, and the shift."""
@@ -95,8 +100,9 @@ def calibrate(
         raise InputError(
             f"{run} has no {MODEL}: it is no finished run. Train one: luna-cls train STORE {run}."
         )
-    if (run / CALIBRATION).exists() and not force:
-        raise InputError(f"{run / CALIBRATION} exists already. Pass --force to calibrate anew.")
+    for name in (CALIBRATION, OPERATING_POINTS):
+        if (run / name).exists() and not force:
+            raise InputError(f"{run / name} exists already. Pass --force to calibrate anew.")
     table = read_csv(validation, (*POINT_COLUMNS, "logit", "class"), "validation predictions")
     labels, logits, series = (table[name].to_numpy() for name in ("class", "logit", "seriesuid"))
     try:
@@ -122,8 +128,7 @@ def calibrate(
         "auc": auc,
     }
     stored = {
-        **calibration.to_json(fitted),
-        "then": calibration.to_json(then),
+        **mended.to_json(),
         "fitted_on": fitted_on,
         "crossfit": calibration.crossfit(labels, logits, series, seed=seed),
     }
@@ -131,7 +136,7 @@ def calibrate(
     meant = operating_points.NATURAL_PREVALENCE if prevalence is None else prevalence
     chosen = operating_points.choose(labels, calibrated, series, goals, seed, resamples)
     points = {
-        "calibration": {key: stored[key] for key in ("method", "parameters", "then")},
+        "calibration": mended.to_json(),
         "fitted_on": fitted_on,
         "points": operating_points.apply(
             chosen, labels, calibrated, series, prevalence=meant, seed=seed, resamples=resamples
@@ -146,6 +151,44 @@ def calibrate(
         write_json(files[OPERATING_POINTS], points)
         write_json(files[CALIBRATION], stored)
     return {**stored, "points": points["points"]}
+
+
+def check_thresholds(path: Path, points: Mapping[str, Any], submission: Path) -> list[str]:
+    """Refuses thresholds of other probabilities than a submission's, where that can be told.
+
+    Args:
+        path: The `operating_points.json`.
+        points: What it holds.
+        submission: The predictions they are to be tried on.
+
+    Returns:
+        A warning, if it cannot be told whether the submission was calibrated alike; or none.
+
+    Raises:
+        InputError: If the thresholds were chosen on this very file, or it was calibrated otherwise.
+    """
+    if points.get("fitted_on", {}).get("validation_sha256") == sha256(submission):
+        raise InputError(
+            f"The thresholds of {path} were chosen on {submission}: luna-cls calibrate has told what they do "
+            "there. Try them on scans that were kept aside."
+        )
+    about = submission.with_name(PREDICTION)
+    if not about.is_file():
+        cannot_tell = f"whether {submission.name} was calibrated in the same way cannot be told"
+        return [f"Thresholds are of calibrated probabilities; {cannot_tell}."]
+    try:
+        own = json.loads(about.read_text(encoding="utf-8"))["calibration"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{about} cannot be read ({type(error).__name__}: {error}). Predict again."
+        ) from error
+    if own != points.get("calibration"):
+        done = "without a calibration" if own is None else "with another calibration"
+        raise InputError(
+            f"{submission} was predicted {done} than the thresholds of {path} are for. Predict again with "
+            f"--calibration {path.with_name(CALIBRATION)}."
+        )
+    return []
 
 
 def beside(model: Path) -> Path | None:

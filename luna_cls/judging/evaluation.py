@@ -13,9 +13,8 @@ from scipy.special import expit, logit
 
 from luna_cls.errors import InputError
 from luna_cls.files import require_new, whole_folder, write_csv, write_json
-from luna_cls.judging import breakdown, comparison, froc, operating_points, reliability
+from luna_cls.judging import breakdown, calibrated_run, comparison, froc, operating_points, reliability
 from luna_cls.judging.binary import binary_metrics, no_skill_metrics, precision_recall_points, roc_points
-from luna_cls.judging.comparison import Comparison
 from luna_cls.judging.froc import FALSE_POSITIVE, ON_NODULE, Matches
 from luna_cls.judging.labelled import Scores
 from luna_cls.judging.official import write_official_files
@@ -88,7 +87,7 @@ def compare_submissions(
     seed: int = SEED,
     finish: Callable[[Path], object] | None = None,
     force: bool = False,
-) -> Comparison:
+) -> dict[str, Any]:
     """Scores two submissions or more, each into a folder in `out`, and compares them in `comparison.json`.
 
     Args:
@@ -100,6 +99,9 @@ def compare_submissions(
         finish: Called with each folder before they take their place, that of the comparison last.
         force: Replace `out` if it exists.
 
+    Returns:
+        What `comparison.json` holds: what `Comparison.summary` gives, and `warnings`.
+
     Raises:
         InputError: As `evaluate_submission` and `comparison.compare` do.
     """
@@ -107,30 +109,31 @@ def compare_submissions(
     require_new(out, force=force, sign=COMPARISON, inputs=[*paths, *reference.paths])
     if not resamples:
         raise InputError("A comparison rests on resamples of the scans. Received: --resamples 0.")
-    names = _names(submissions)
+    names, folds = _names(submissions), comparison.folds_of(submissions)
     tables = {name: read_submission(path) for name, path in zip(names, paths, strict=True)}
     nodules = read_annotations(reference.annotations) if reference.annotations else None
     ignored = read_annotations(reference.excluded, "excluded findings") if reference.excluded else None
     uids = reference.scans_of(tables[names[0]]) if reference.lists_scans else None
+    found = comparison.compare(tables, nodules, uids, ignored, folds=folds, resamples=resamples, seed=seed)
+    warned: dict[str, list[str]] = {}
     with whole_folder(out) as folder:
         for name, path in zip(names, paths, strict=True):
             (folder / name).mkdir()
-            _write(folder / name, path, reference, None, resamples, seed)
-        found = comparison.compare(
-            tables,
-            nodules,
-            uids,
-            ignored,
-            folds=comparison.folds_of(submissions),
-            resamples=resamples,
-            seed=seed,
-        )
-        write_json(folder / COMPARISON, found.summary())
+            for sentence in _write(folder / name, path, reference, None, resamples, seed)["warnings"]:
+                warned.setdefault(sentence, []).append(name)
+        summary = {
+            **found.summary(),
+            "warnings": [
+                sentence if len(of) == len(names) else f"{', '.join(of)}: {sentence}"
+                for sentence, of in warned.items()
+            ],
+        }
+        write_json(folder / COMPARISON, summary)
         if finish:
             for name in names:
                 finish(folder / name)
             finish(folder)
-    return found
+    return summary
 
 
 def _names(submissions: Sequence[Path]) -> list[str]:
@@ -138,7 +141,7 @@ def _names(submissions: Sequence[Path]) -> list[str]:
     names = [path.stem if path.is_file() else path.resolve().name for path in submissions]
     longer = [f"{path.resolve().parent.name}-{name}" for path, name in zip(submissions, names, strict=True)]
     names = [long if names.count(name) > 1 else name for long, name in zip(longer, names, strict=True)]
-    return [f"{name}-{at}" if names.count(name) > 1 else name for at, name in enumerate(names, 1)]
+    return names if len(set(names)) == len(names) else [f"{at}-{name}" for at, name in enumerate(names, 1)]
 
 
 def _write(
@@ -153,19 +156,24 @@ def _write(
     marks = read_submission(submission)
     uids = reference.scans_of(marks)
     check_scans(submission, marks, uids)
+    resamples = resamples if len(uids) > 1 else 0  # one scan is drawn as it is
     result: dict[str, Any] = {"warnings": []}
     matches = None
     if reference.annotations:
         nodules = read_annotations(reference.annotations)
         ignored = read_annotations(reference.excluded, "excluded findings") if reference.excluded else None
         matches = froc.match(marks, nodules, uids, ignored)
-        result["warnings"] = warnings(marks, nodules, ignored, matches, listed=reference.lists_scans)
+        result["warnings"] = warnings(marks, nodules, ignored, matches, reference)
         result["froc"] = _write_froc(folder, submission.stem, matches, resamples, seed)
     elif "class" not in marks.columns:
         raise InputError(
             f"{submission} has no column class: without --annotations there is nothing to score it against."
         )
-    result |= _write_metrics(folder, marks, uids, matches, thresholds, result["warnings"], resamples, seed)
+    points = None
+    if thresholds is not None:
+        points = operating_points.read(thresholds)
+        result["warnings"] += calibrated_run.check_thresholds(thresholds, points, submission)
+    result |= _write_metrics(folder, marks, uids, matches, points, result["warnings"], resamples, seed)
     inputs = {
         name: value.name if isinstance(value, Path) else value for name, value in asdict(reference).items()
     }
@@ -200,7 +208,7 @@ def _write_metrics(
     marks: pd.DataFrame,
     uids: list[str],
     matches: Matches | None,
-    thresholds: Path | None,
+    thresholds: dict[str, Any] | None,
     warned: list[str],
     resamples: int,
     seed: int,
@@ -218,6 +226,8 @@ def _write_metrics(
     scan = pd.Index(uids).get_indexer(marks["seriesuid"])
     marks, scan = marks[scan >= 0], scan[scan >= 0]
     points = None
+    if not len(marks) and thresholds is not None:
+        warned.append("The submission has no candidate to try the thresholds on.")
     if len(marks):
         labels, scores = marks["class"].to_numpy(int), Scores.of(marks)
         if "logit" in marks.columns and scores.threshold != 0:
@@ -239,7 +249,9 @@ def _write_metrics(
         series = marks["seriesuid"].to_numpy() if resamples else None
         judged = reliability.assess(labels, scores.probability, series, resamples=resamples, seed=seed)
         write_json(folder / "reliability.json", judged)
-        points = _write_operating_points(folder, marks, scores, labels, len(uids), thresholds, seed)
+        points = _write_operating_points(
+            folder, marks, scores, labels, len(uids), thresholds, resamples, seed
+        )
     write_json(folder / "metrics.json", result)
     return {**result, "points": points}
 
@@ -250,7 +262,8 @@ def _write_operating_points(
     scores: Scores,
     labels: np.ndarray,
     num_scans: int,
-    thresholds: Path | None,
+    thresholds: dict[str, Any] | None,
+    resamples: int,
     seed: int,
 ) -> list[dict[str, Any]] | None:
     """What thresholds that were chosen elsewhere do here, and what any is worth."""
@@ -259,9 +272,14 @@ def _write_operating_points(
         logits = (
             scores.ranking if scores.threshold == 0 else logit(np.clip(scores.probability, 1e-300, 1 - 1e-16))
         )
-        chosen = operating_points.read(thresholds)["points"]
         points = operating_points.apply(
-            chosen, labels, logits, marks["seriesuid"].to_numpy(), num_scans, seed=seed
+            thresholds["points"],
+            labels,
+            logits,
+            marks["seriesuid"].to_numpy(),
+            num_scans,
+            seed=seed,
+            resamples=resamples,
         )
     curve = operating_points.decision_curve(labels, scores.probability)
     write_json(folder / "operating_points.json", {"points": points, "decision_curve": curve})

@@ -134,8 +134,11 @@ class Matches:
         return FrocCurve(fps, sensitivity, threshold, num_scans, num_nodules, self.counts)
 
     def bootstrap(
-        self, weights: NDArray[np.int32], rates: Sequence[float] | Floats = RATES_PER_SCAN
-    ) -> Floats:
+        self,
+        weights: NDArray[np.int32],
+        rates: Sequence[float] | Floats = RATES_PER_SCAN,
+        dtype: type[np.floating[Any]] = np.float64,
+    ) -> NDArray[Any]:
         """Sensitivity at rates of false positives, in other draws of the scans.
 
         The number of scans stays, nodules are counted anew, as in the official script.
@@ -143,11 +146,12 @@ class Matches:
         Args:
             weights: `(resamples, scans)`, how often each scan is drawn (`resampling.scan_weights`).
             rates: False positives a scan, rising.
+            dtype: Of what is returned.
 
         Returns:
-            float64 `(resamples, rates)`; NaN in a draw without a nodule.
+            `(resamples, rates)`; NaN in a draw without a nodule.
         """
-        sweep, drawn = _Sweep.over(self), np.empty((len(weights), len(rates)))
+        sweep, drawn = _Sweep.over(self), np.empty((len(weights), len(rates)), dtype)
         for row, scans in enumerate(weights):
             drawn[row] = np.interp(rates, *sweep.run(scans))
         return drawn

@@ -40,9 +40,11 @@ def interval_95(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """The middle 95 % of values `(resamples, ...)`, without resamples where one is not defined.
 
     Returns:
-        float64 `(2, ...)`, lower and upper bound; NaN where no resample is defined.
+        float64 `(2, ...)`, lower and upper bound; NaN where no resample is defined, or all are the same: what
+        never differs here may differ elsewhere.
     """
-    defined = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
-    if not defined.any():
+    defined = values[np.isfinite(values).all(axis=tuple(range(1, values.ndim)))]
+    if not len(defined):
         return np.full((2, *values.shape[1:]), np.nan)
-    return np.percentile(values[defined], [2.5, 97.5], axis=0)
+    varies = np.ptp(defined, axis=0) > 1e-12
+    return np.where(varies, np.percentile(defined, [2.5, 97.5], axis=0), np.nan)

@@ -39,6 +39,11 @@ class Reference:
     subsets: Path | None = None
 
     def __post_init__(self) -> None:
+        if self.excluded and not self.annotations:
+            raise InputError(
+                "Excluded findings are for FROC, which takes nodules too: add --annotations. Received: "
+                f"--excluded {self.excluded} alone."
+            )
         if (self.subset is None) != (self.subsets is None):
             raise InputError(
                 "A subset takes a number and what tells the subsets: --subset K --subsets LUNA_DIR, or a CSV "
@@ -61,7 +66,15 @@ class Reference:
         if self.subset is None or self.subsets is None:
             return list(dict.fromkeys(listed or marks["seriesuid"]))
         own = read_subset(self.subsets, self.subset)
-        return own if listed is None else list(dict.fromkeys(uid for uid in listed if uid in set(own)))
+        if listed is None:
+            return own
+        both = [uid for uid in listed if uid in set(own)]
+        if not both:
+            raise InputError(
+                f"No scan of {self.series_uids} is in subset {self.subset}. Received: scans {listed[0]}, ...; "
+                f"in the subset are {own[0]}, ..."
+            )
+        return both
 
 
 def submission_in(path: Path) -> Path:
@@ -136,8 +149,7 @@ def warnings(
     annotations: pd.DataFrame,
     excluded: pd.DataFrame | None,
     matches: Matches,
-    *,
-    listed: bool,
+    reference: Reference,
 ) -> list[str]:
     """What may ruin a score unseen, a sentence or two each.
 
@@ -146,10 +158,10 @@ def warnings(
         annotations: All nodules.
         excluded: All findings to ignore; None if no list of them was given.
         matches: What hit what.
-        listed: Whether the scans were listed; otherwise they are those that the submission names.
+        reference: Where nodules, findings and scans are from.
     """
     found = [
-        *_of_the_lists(submission, annotations, excluded, matches, listed=listed),
+        *_of_the_lists(submission, annotations, excluded, matches, reference),
         *_of_the_probabilities(matches),
     ]
     if not (matches.nodules["hits"] > 0).any():
@@ -167,19 +179,18 @@ def _of_the_lists(
     annotations: pd.DataFrame,
     excluded: pd.DataFrame | None,
     matches: Matches,
-    *,
-    listed: bool,
+    reference: Reference,
 ) -> list[str]:
     found = []
     scans = pd.Index(matches.scans)
     unlisted = submission["seriesuid"][~submission["seriesuid"].isin(scans)]
-    if len(unlisted):
+    if len(unlisted) and reference.subset is None:
         found.append(
             f"{len(unlisted):,} marks of {unlisted.nunique()} scans that are not listed were left out, as "
             f"LUNA16 does; the first is {unlisted.iloc[0]}."
         )
     left_out = annotations[~annotations["seriesuid"].isin(scans)]
-    if not listed and len(left_out):
+    if not reference.lists_scans and len(left_out):
         found.append(
             f"{len(left_out):,} nodules of {left_out['seriesuid'].nunique()} scans without a prediction were "
             "left out. If those scans were read, list all scans with --seriesuids: their nodules were missed."
@@ -230,6 +241,8 @@ def _of_the_probabilities(matches: Matches) -> list[str]:
             "begins behind them. Write probabilities as float64, or from logits."
         )
     distinct = len(np.unique(probability))
+    if distinct == 1 < len(probability):
+        found.append(f"All {len(probability):,} marks have the same probability: nothing is ranked.")
     for decimals in range(1, _FEW_DECIMALS + 1):
         if distinct > 1 and (probability == probability.round(decimals)).all():
             if distinct < len(probability) / 2:
