@@ -540,6 +540,9 @@ def calibrate(
             show_default="that of the validation set",
         ),
     ] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="The run's cube store, for pictures in its page, which is made anew.")
+    ] = None,
     force: Force = False,
 ) -> int:
     """Make a run's probabilities mean what they say, and choose thresholds, on its validation set.
@@ -559,9 +562,9 @@ def calibrate(
     else:
         _say("Nodules are in one validation scan only: what this is worth on other scans cannot be said.")
     print_operating_points(_out, f"thresholds, after {made['method']}", made["points"])
-    _say(f"To see it drawn: luna-cls report {shlex.quote(str(run))} --store STORE")
     _print_path(run / calibrated_run.CALIBRATION)
     _print_path(run / calibrated_run.OPERATING_POINTS)
+    _add_report(run, store=store)
     return DONE
 
 

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from luna_cls.errors import InputError
+from luna_cls.files import sha256
 from luna_cls.judging.evaluation import compare_submissions, evaluate_submission
 from luna_cls.judging.submission import Reference
 
@@ -280,13 +281,14 @@ def test_what_finishes_a_folder_fails_without_leaving_one(submission):
 
 def test_thresholds_of_a_run_are_tried_on_a_submission(submission):
     """At a probability of 0.7 the hit is called and the false alarm is not: sensitivity and specificity 1."""
-    goal = {"goal": "sensitivity", "value": 0.9, "threshold_logit": 0.8473}
-    (submission / "points.json").write_text(json.dumps({"points": [goal]}))
+    _findings(submission, calibration=True)
 
     (point,) = _evaluate(submission, thresholds=submission / "points.json")["points"]
 
     stored = json.loads((submission / "out" / "operating_points.json").read_text())
-    assert stored["points"] == [point]
+    assert {name: stored["points"][0][name] for name in ("goal", "tp", "ppv")} == {
+        name: point[name] for name in ("goal", "tp", "ppv")
+    }
     assert (point["tp"], point["fp"], point["fn"], point["tn"]) == (1, 0, 0, 1)
     assert point["fps_per_scan"] == 0
     assert len(stored["decision_curve"]) == 81
@@ -318,12 +320,89 @@ def test_submissions_are_compared_into_a_folder(submission):
 
     names = [f"{submission.name}-marks", "b-marks"]
     stored = json.loads((submission / "out" / "comparison.json").read_text())
-    assert found == stored
-    assert stored["names"] == names
+    assert list(found["names"]) == stored["names"] == names
+    assert found["verdict"] == stored["verdict"]
     assert [stored["scores"][name]["cpm"] for name in names] == [1.0, 0.5]
     assert stored["pairs"][0]["differences"]["cpm"]["difference"] == 0.5
     assert [path.name for path in seen[:2]] == names
     assert json.loads((submission / "out" / "b-marks" / "froc.json").read_text())["cpm"] == 0.5
+
+
+def test_a_comparison_tells_what_may_mislead(submission):
+    """What is wrong with one submission is said with its name, what is wrong with all without."""
+    (submission / "b.csv").write_text(f"{POINTS},probability\na,0,0,0,0.9\n")
+    reference = Reference(submission / "annotations.csv", series_uids=submission / "seriesuids.csv")
+
+    found = compare_submissions(
+        [submission / "marks.csv", submission / "b.csv"], reference, submission / "out"
+    )
+
+    assert found["warnings"][1].startswith("No list of excluded findings was given")
+    assert found["warnings"][0].startswith("marks: 2 of 4 listed scans have no mark")
+    assert found["warnings"][2].startswith("b: 3 of 4 listed scans have no mark")
+
+
+def test_one_scan_has_no_intervals(submission):
+    """A single scan is drawn as it is, again and again: that is no interval."""
+    (submission / "seriesuids.csv").write_text("a\n")
+
+    froc = _evaluate(submission)["froc"]
+
+    assert froc["cpm"] == 1.0
+    assert froc["cpm_interval_95"] is None
+
+
+def test_what_never_varies_has_no_interval(submission):
+    """Every nodule is found before any false alarm, whichever scans are drawn: CPM 1, interval unknown."""
+    (submission / "marks.csv").write_text(f"{POINTS},probability\na,0,0,0,0.9\nb,0,0,0,0.9\na,50,0,0,0.1\n")
+
+    _evaluate(submission)
+
+    froc = json.loads((submission / "out" / "froc.json").read_text())
+    assert froc["cpm"] == 1.0
+    assert froc["cpm_interval_95"] == [None, None]
+
+
+def _findings(submission, calibration):
+    """Marks as predict leaves them, and thresholds of a calibration by a temperature of 2."""
+    temperature = {"method": "temperature", "parameters": {"temperature": 2.0}}
+    goal = {
+        "goal": "sensitivity",
+        "value": 0.9,
+        "threshold_logit": 0.8473,
+        "threshold_probability": 0.7,
+        "threshold_interval_95": [0.6, 0.8],
+    }
+    stored = {"calibration": temperature, "fitted_on": {"validation_sha256": "0"}, "points": [goal]}
+    (submission / "points.json").write_text(json.dumps(stored))
+    about = {"calibration": temperature if calibration else None}
+    (submission / "prediction.json").write_text(json.dumps(about))
+
+
+def test_thresholds_of_calibrated_probabilities_are_not_tried_on_others(submission):
+    """Findings of the same calibration pass without a word, those of none are refused."""
+    _findings(submission, calibration=True)
+    said = _evaluate(submission, thresholds=submission / "points.json", force=True)["warnings"]
+    assert "calibrated" not in " ".join(said)
+
+    _findings(submission, calibration=False)
+    with pytest.raises(InputError, match="was predicted without a calibration"):
+        _evaluate(submission, thresholds=submission / "points.json", force=True)
+
+    (submission / "prediction.json").unlink()
+    said = _evaluate(submission, thresholds=submission / "points.json", force=True)["warnings"]
+    assert "whether marks.csv was calibrated in the same way cannot be told" in said[-1]
+
+
+def test_thresholds_are_not_tried_where_they_were_chosen(submission):
+    """On the very validation file they would flatter."""
+    _findings(submission, calibration=True)
+    stored = json.loads((submission / "points.json").read_text())
+    stored["fitted_on"]["validation_sha256"] = sha256(submission / "marks.csv")
+    (submission / "points.json").write_text(json.dumps(stored))
+
+    with pytest.raises(InputError, match=r"were chosen on .*marks\.csv"):
+        _evaluate(submission, thresholds=submission / "points.json")
 
 
 def test_a_comparison_takes_resamples(submission):

@@ -193,3 +193,32 @@ def test_sha256_is_that_of_the_bytes(tmp_path):
 
     assert actual.startswith("ba7816bf")
     assert actual == hashlib.sha256(b"abc").hexdigest()
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["a\nb\n", "seriesuid\na\nb\n", "\ufeffseriesuid\r\na\r\nb\r\n", "\ufeffa\nb", '"a"\n"b"\n'],
+    ids=["plain", "header", "spreadsheet's", "spreadsheet's without header", "quoted"],
+)
+def test_a_list_of_scans_is_read_however_it_was_saved(tmp_path, written):
+    """A header, a byte order mark, line ends of any kind and quotes leave the two scans a and b."""
+    (tmp_path / "uids.csv").write_text(written, encoding="utf-8", newline="")
+
+    assert files.read_series_uids(tmp_path / "uids.csv") == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("a\nb\na\n", "lists a 2 times"),
+        ("a,b\n", "more than a series UID. Received: a,b"),
+        ("\n", "lists no scan"),
+    ],
+    ids=["twice", "two in a line", "none"],
+)
+def test_a_wrong_list_of_scans_is_refused(tmp_path, written, message):
+    """The line says what is wrong with the list."""
+    (tmp_path / "uids.csv").write_text(written)
+
+    with pytest.raises(InputError, match=message):
+        files.read_series_uids(tmp_path / "uids.csv")

@@ -94,7 +94,12 @@ def test_the_files_hold_what_is_returned(predicted):
     """findings.csv and failures.csv read back equal to the last bit, and are all there is."""
     prediction, out = predicted
 
-    assert sorted(path.name for path in out.iterdir()) == ["failures.csv", "findings.csv", "seriesuids.csv"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "failures.csv",
+        "findings.csv",
+        "prediction.json",
+        "seriesuids.csv",
+    ]
     pd.testing.assert_frame_equal(_read(out / "findings.csv"), prediction.findings, check_exact=True)
     assert list(_read(out / "failures.csv").columns) == ["seriesuid", "row", "status", "reason"]
 
@@ -290,7 +295,12 @@ def test_an_earlier_prediction_is_kept_unless_forced(predicted, run, small_tree,
     assert (out / "precious").exists()
 
     predict(*arguments, force=True)
-    assert sorted(path.name for path in out.iterdir()) == ["failures.csv", "findings.csv", "seriesuids.csv"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "failures.csv",
+        "findings.csv",
+        "prediction.json",
+        "seriesuids.csv",
+    ]
 
 
 @pytest.fixture

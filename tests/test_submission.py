@@ -93,6 +93,52 @@ def test_excluded_findings_of_other_scans_are_said(submission):
     assert "No excluded finding is in a listed scan" in said
 
 
+def test_nodules_given_as_excluded_findings_are_said(submission):
+    """The list of nodules in both places ignores every mark on one."""
+    said = _warnings(submission, excluded=submission / "annotations.csv")
+
+    assert "The excluded findings are the annotated nodules." in said
+
+
+def test_excluded_findings_take_nodules(submission):
+    """Without annotations there is no FROC that they could be left out of."""
+    with pytest.raises(InputError, match=r"add --annotations\. Received: --excluded"):
+        Reference(excluded=submission / "excluded.csv")
+
+
+def test_equal_probabilities_throughout_are_said(submission):
+    """Three marks of 0.5 rank nothing."""
+    (submission / "marks.csv").write_text(f"{POINTS},probability\na,0,0,0,0.5\na,50,0,0,0.5\nb,90,0,0,0.5\n")
+
+    assert "All 3 marks have the same probability: nothing is ranked." in _warnings(submission)
+
+
+def test_a_subset_without_a_listed_scan_is_refused(submission):
+    """Scans a and b are listed, subset 3 has c alone."""
+    (submission / "seriesuids.csv").write_text("a\nb\n")
+    (submission / "subsets.csv").write_text("seriesuid,subset\nc,3\n")
+
+    with pytest.raises(InputError, match=r"is in subset 3\. Received: scans a, .*; in the subset are c"):
+        _warnings(
+            submission,
+            series_uids=submission / "seriesuids.csv",
+            subset=3,
+            subsets=submission / "subsets.csv",
+        )
+
+
+def test_an_empty_submission_scores_nothing_where_scans_are_listed(submission):
+    """No mark at all: CPM 0 of the listed scans; without a list there is nothing to divide by."""
+    (submission / "marks.csv").write_text(f"{POINTS},probability\n")
+    (submission / "seriesuids.csv").write_text("a\nb\n")
+
+    said = _warnings(submission, series_uids=submission / "seriesuids.csv")
+
+    assert "2 of 2 listed scans have no mark; their 2 nodules count as missed." in said
+    with pytest.raises(InputError, match=r"marks\.csv has no row"):
+        evaluate_submission(submission / "marks.csv", Reference(), submission / "again")
+
+
 def test_excluded_findings_given_as_nodules_are_said(submission):
     """Nodules of diameter -1 are none."""
     (submission / "annotations.csv").write_text(f"{POINTS},diameter_mm\na,1,0,0,8\nb,0,0,0,-1\n")

@@ -96,7 +96,9 @@ def calibrate(
     for goal in goals:
         goal.check()
     model, validation = run / MODEL, run / VALIDATION
-    if not run.is_dir() or not model.is_file():
+    if not run.is_dir():
+        raise InputError(f"No run at {run}. Give the folder that luna-cls train has made.")
+    if not model.is_file():
         raise InputError(
             f"{run} has no {MODEL}: it is no finished run. Train one: luna-cls train STORE {run}."
         )
@@ -185,7 +187,7 @@ def check_thresholds(path: Path, points: Mapping[str, Any], submission: Path) ->
     if own != points.get("calibration"):
         done = "without a calibration" if own is None else "with another calibration"
         raise InputError(
-            f"{submission} was predicted {done} than the thresholds of {path} are for. Predict again with "
+            f"{submission} was predicted {done}; the thresholds of {path} are for theirs. Predict again with "
             f"--calibration {path.with_name(CALIBRATION)}."
         )
     return []

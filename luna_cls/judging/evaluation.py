@@ -21,6 +21,7 @@ from luna_cls.judging.official import write_official_files
 from luna_cls.judging.resampled_metrics import resampled_metrics
 from luna_cls.judging.resampling import RESAMPLES, SEED, interval_95, scan_weights
 from luna_cls.judging.submission import (
+    OF_FOLDER,
     Reference,
     check_scans,
     read_annotations,
@@ -154,6 +155,8 @@ def _write(
 ) -> dict[str, Any]:
     """Fills a folder with what `evaluate_submission` tells of, and returns that."""
     marks = read_submission(submission)
+    if marks.empty and not reference.lists_scans:
+        raise InputError(f"{submission} has no row. List the scans that were read with --seriesuids.")
     uids = reference.scans_of(marks)
     check_scans(submission, marks, uids)
     resamples = resamples if len(uids) > 1 else 0  # one scan is drawn as it is
@@ -177,7 +180,9 @@ def _write(
     inputs = {
         name: value.name if isinstance(value, Path) else value for name, value in asdict(reference).items()
     }
-    about = {"inputs": {"predictions": submission.name, **inputs}, "warnings": result["warnings"]}
+    held_in = submission.resolve().parent.name if submission.name in OF_FOLDER else None
+    inputs = {"predictions": submission.name, "folder": held_in, **inputs}
+    about = {"inputs": inputs, "warnings": result["warnings"]}
     write_json(folder / EVALUATION, about)
     return result
 

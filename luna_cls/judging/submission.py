@@ -13,7 +13,7 @@ from luna_cls.files import POINT_COLUMNS, read_csv, read_series_uids
 from luna_cls.judging.froc import MAX_MARKS_PER_SCAN, RATES_PER_SCAN, Matches
 
 # What stands for the scores of a folder that a command has made.
-_OF_FOLDER = ("validation_predictions.csv", "predictions.csv", "findings.csv")
+OF_FOLDER = ("validation_predictions.csv", "predictions.csv", "findings.csv")
 
 _FEW_DECIMALS = 4
 _MANY_SCANS = 100
@@ -71,8 +71,8 @@ class Reference:
         both = [uid for uid in listed if uid in set(own)]
         if not both:
             raise InputError(
-                f"No scan of {self.series_uids} is in subset {self.subset}. Received: scans {listed[0]}, ...; "
-                f"in the subset are {own[0]}, ..."
+                f"No scan of {self.series_uids} is in subset {self.subset}. Received: scans {listed[0]}, "
+                f"...; in the subset are {own[0]}, ..."
             )
         return both
 
@@ -85,10 +85,10 @@ def submission_in(path: Path) -> Path:
     """
     if not path.is_dir():
         return path
-    for name in _OF_FOLDER:
+    for name in OF_FOLDER:
         if (path / name).is_file():
             return path / name
-    raise InputError(f"{path} holds no predictions. Give a CSV, or a folder with {', '.join(_OF_FOLDER)}.")
+    raise InputError(f"{path} holds no predictions. Give a CSV, or a folder with {', '.join(OF_FOLDER)}.")
 
 
 def read_submission(path: Path) -> pd.DataFrame:
@@ -217,6 +217,10 @@ def _of_the_lists(
         )
     elif not excluded["seriesuid"].isin(scans).any():
         found.append("No excluded finding is in a listed scan. Is that list of the same data?")
+    elif (excluded["diameter_mm"] > 0).all() and len(excluded.merge(annotations, on=[*POINT_COLUMNS])) == len(
+        excluded
+    ):
+        found.append("The excluded findings are the annotated nodules. Is --excluded the right list?")
     if (matches.nodules["diameter_mm"] <= 0).any():
         found.append(
             f"{int((matches.nodules['diameter_mm'] <= 0).sum()):,} annotated nodules have no diameter. Was "

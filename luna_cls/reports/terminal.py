@@ -87,6 +87,12 @@ def _name(metric: str) -> str:
     return "CPM" if metric == "cpm" else METRIC_NAMES.get(metric, metric.replace("_", " "))
 
 
+def _p(value: float | None) -> str:
+    if value is None or math.isnan(value):
+        return "-"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
 def _share(value: float | None) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:.3f}"
 
@@ -119,7 +125,10 @@ def print_froc(console: Console, froc: Mapping[str, Any]) -> None:
 
 
 def _interval(bounds: Sequence[float | None] | None) -> list[str]:
-    return [f"{_share(bounds[0])} to {_share(bounds[1])}"] if bounds else []
+    if not bounds:
+        return []
+    low, high = (_share(bound) for bound in bounds)
+    return ["-" if low == "-" else f"{low} to {high}"]
 
 
 def print_calibration(console: Console, made: Mapping[str, Any]) -> None:
@@ -193,7 +202,7 @@ def print_comparison(console: Console, comparison: Mapping[str, Any]) -> None:
         for name, found in pair["differences"].items():
             low, high = found["interval_95"]
             interval = f"{low:+.3f} to {high:+.3f}" if math.isfinite(low) else "-"
-            table.add_row(_name(name), f"{found['difference']:+.3f}", interval, f"{found['p']:.3f}")
+            table.add_row(_name(name), f"{found['difference']:+.3f}", interval, _p(found["p"]))
         console.print(table)
     for note in comparison["notes"]:
         console.print(note, markup=False, style="dim")
