@@ -139,3 +139,18 @@ def _run_cli(*arguments, timeout=300, **options):
         timeout=timeout,
         **options,
     )
+
+
+@pytest.fixture
+def submission(tmp_path):
+    """Two scans: in a, a hit at 0.9 and a false alarm at 0.6; in b, a missed nodule and an excluded hit; c and d."""
+    points = "seriesuid,coordX,coordY,coordZ"
+    files = {
+        "marks.csv": f"{points},probability\na,0,0,0,0.9\na,50,0,0,0.6\nb,90,0,0,0.8\n",
+        "annotations.csv": f"{points},diameter_mm\na,1,0,0,8\nb,0,0,0,8\n",
+        "excluded.csv": f"{points},diameter_mm\nb,90,0,0,-1\n",
+        "seriesuids.csv": "a\nb\nc\nd\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    return tmp_path

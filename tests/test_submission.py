@@ -11,19 +11,6 @@ from luna_cls.judging.submission import Reference
 POINTS = "seriesuid,coordX,coordY,coordZ"
 
 
-@pytest.fixture
-def submission(tmp_path):
-    """Two scans: in a, a hit at 0.9 and a false alarm at 0.6; in b, a mark beside its nodule."""
-    files = {
-        "marks.csv": f"{POINTS},probability\na,0,0,0,0.9\na,50,0,0,0.6\nb,90,0,0,0.8\n",
-        "annotations.csv": f"{POINTS},diameter_mm\na,1,0,0,8\nb,0,0,0,8\n",
-        "excluded.csv": f"{POINTS},diameter_mm\nb,90,0,0,-1\n",
-    }
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
-    return tmp_path
-
-
 def _warnings(folder, **options):
     reference = Reference(folder / "annotations.csv", **options)
     result = evaluate_submission(folder / "marks.csv", reference, folder / "out")
