@@ -143,7 +143,7 @@ def _run_cli(*arguments, timeout=300, **options):
 
 @pytest.fixture
 def submission(tmp_path):
-    """Two scans: in a, a hit at 0.9 and a false alarm at 0.6; in b, a missed nodule and an excluded hit; c and d."""
+    """A hit at 0.9 and a false alarm at 0.6 in a; a missed nodule and an excluded hit in b; c and d empty."""
     points = "seriesuid,coordX,coordY,coordZ"
     files = {
         "marks.csv": f"{points},probability\na,0,0,0,0.9\na,50,0,0,0.6\nb,90,0,0,0.8\n",
