@@ -199,6 +199,19 @@ def test_a_run_that_is_not_calibrated_says_so(own):
     assert "Call a nodule from probability" not in text
 
 
+def test_the_caption_of_the_reliability_curve_says_where_its_bars_are_from(own):
+    """With intervals over scans the bars are, too; without, they are Wilson's."""
+    folder = own("evaluation")
+    with_scans = Parsed(write_report(folder).read_text()).text
+    stored = json.loads((folder / "reliability.json").read_text())
+    (folder / "reliability.json").write_text(json.dumps({**stored, "interval_95": None}))
+
+    without = Parsed(write_report(folder).read_text()).text
+
+    assert "Bars are 95 % intervals, by a bootstrap over scans (Wilson's where" in with_scans
+    assert "Bars are 95 % intervals, Wilson's, which take candidates to be independent." in without
+
+
 def test_few_scans_are_warned_of(pages):
     """Four scans are few: both pages that measure something say so among what may mislead."""
     for kind in ("run", "evaluation"):
