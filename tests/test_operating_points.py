@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -328,16 +330,74 @@ def test_a_threshold_of_a_decision_curve_lies_between_0_and_1(thresholds):
         decision_curve([0, 1], [0.1, 0.9], thresholds)
 
 
+POINT = {
+    "goal": "sensitivity",
+    "value": 1,
+    "threshold_logit": -1,
+    "threshold_probability": 0.27,
+    "threshold_interval_95": [0, 0.5],
+}
+
+
+def test_a_file_reads_back_in_floats(tmp_path):
+    """Whole numbers too, and whatever else is there stays."""
+    path = tmp_path / "operating_points.json"
+    path.write_text(json.dumps({"points": [{**POINT, "tp": 3}], "fitted_on": {}}))
+
+    read = operating_points.read(path)
+
+    assert read == {"points": [{**POINT, "tp": 3}], "fitted_on": {}}
+    assert {type(read["points"][0][name]) for name in ("value", "threshold_logit")} == {float}
+    assert [type(bound) for bound in read["points"][0]["threshold_interval_95"]] == [float, float]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        *({name: None} for name in POINT),
+        {"value": "0.9"},
+        {"threshold_logit": "0.5"},
+        {"threshold_logit": float("inf")},
+        {"threshold_logit": float("nan")},
+        {"threshold_logit": 10**400},
+        {"threshold_probability": 1.5},
+        {"threshold_interval_95": [0.1]},
+        {"threshold_interval_95": ["0.1", "0.2"]},
+        {"threshold_interval_95": [None, 0.2]},
+        {"natural_prevalence": 0},
+        {"natural_prevalence": "1/490"},
+        {"goal": "two\nlines"},
+    ],
+    ids=str,
+)
+def test_a_point_that_later_steps_could_not_use_is_refused(tmp_path, changed):
+    """A key that is missing or null, a string, a number that is not finite: one line, with the file."""
+    path = tmp_path / "operating_points.json"
+    (name,) = changed
+    for point in ({**POINT, **changed}, {key: value for key, value in POINT.items() if key != name}):
+        if point == POINT:
+            continue  # natural_prevalence may be missing
+        path.write_text(json.dumps({"points": [point]}).replace("Infinity", "1e999"))
+
+        with pytest.raises(InputError) as caught:
+            operating_points.read(path)
+
+        assert str(caught.value).startswith(f"{path} holds no operating points (")
+        assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "text",
     [
         "",
         "[]",
         "{}",
+        '{"points": null}',
+        '{"points": ["goal"]}',
         '{"points": [{"goal": "luck", "value": 1}]}',
         '{"points": [{"goal": "sensitivity", "value": 0.9}]}',
     ],
-    ids=["empty", "list", "no points", "no goal", "no threshold"],
+    ids=["empty", "list", "no points", "null", "words", "no goal", "no threshold"],
 )
 def test_a_file_without_operating_points_is_refused(tmp_path, text):
     """One line, with the command that makes it anew."""

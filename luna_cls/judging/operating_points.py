@@ -235,6 +235,9 @@ def decision_curve(
 def read(path: Path) -> dict[str, Any]:
     """Reads an `operating_points.json`.
 
+    Returns:
+        What it holds; of each of its `points`, what `choose` gives is there, its numbers finite.
+
     Raises:
         InputError: If it is missing or something else.
     """
@@ -242,15 +245,39 @@ def read(path: Path) -> dict[str, Any]:
         raise InputError(f"No operating points at {path}. Make them: luna-cls calibrate RUN.")
     try:
         stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        for point in stored["points"]:
-            Goal(point["goal"], float(point["value"])).check()
-            float(point["threshold_logit"])
-    except (ValueError, KeyError, TypeError) as error:
-        reason = f"{type(error).__name__}: {error}"
+        stored["points"] = [_read_point(point) for point in stored["points"]]
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+        reason = " ".join(f"{kind}{error}".split())
         raise InputError(
             f"{path} holds no operating points ({reason}). Make them anew: luna-cls calibrate RUN --force."
         ) from error
     return stored
+
+
+def _read_point(point: Mapping[str, Any]) -> dict[str, Any]:
+    names = "value", "threshold_logit", "threshold_probability"
+    low, high = point["threshold_interval_95"]
+    read = {
+        **point,
+        **{name: _number(point[name], name) for name in names},
+        "threshold_interval_95": [_number(bound, "threshold_interval_95") for bound in (low, high)],
+    }
+    Goal(read["goal"], read["value"]).check()
+    shares = [read["threshold_probability"], *read["threshold_interval_95"]]
+    if not all(0 <= share <= 1 for share in shares):
+        raise InputError(f"A probability lies from 0 to 1. Received: {shares}.")
+    if "natural_prevalence" in read:
+        read["natural_prevalence"] = own = _number(read["natural_prevalence"], "natural_prevalence")
+        if not 0 < own < 1:
+            raise InputError(f"A prevalence lies between 0 and 1. Received: {own}.")
+    return read
+
+
+def _number(value: Any, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise InputError(f"{name} must be finite numbers. Received: {str(value)[:80]!r}.")
+    return float(value)
 
 
 def _checked(
