@@ -250,6 +250,33 @@ def test_folds_of_cross_validations(tmp_path):
     assert folds_of([one, tmp_path / "predictions.csv"]) == {}
 
 
+def _fold(folder, name, uid):
+    (folder / name).mkdir(parents=True)
+    _marks((uid, 0, 0.5)).to_csv(folder / name / "test_predictions.csv", index=False)
+
+
+def test_what_only_begins_like_a_fold_is_none(tmp_path):
+    """`fold0-old` beside `fold0` and `fold1`, with a scan of its own, is passed over."""
+    for name, uid in {"fold0": "a", "fold1": "b", "fold0-old": "c", "folds": "d"}.items():
+        _fold(tmp_path, name, uid)
+
+    assert folds_of([tmp_path, tmp_path]) == {"a": 0, "b": 1}
+
+
+def test_damaged_predictions_of_a_fold_are_one_line(tmp_path):
+    """The line names the file; where the folds differ by name alone, no file is even read."""
+    for folder in ("one", "two"):
+        _fold(tmp_path / folder, "fold0", "a")
+    (tmp_path / "one" / "fold0" / "test_predictions.csv").write_text('coordX\n"')
+    folders = [tmp_path / "one", tmp_path / "two"]
+
+    with pytest.raises(InputError, match=r"fold0.test_predictions\.csv") as caught:
+        folds_of(folders)
+    assert "\n" not in str(caught.value)
+    _fold(tmp_path / "two", "fold1", "b")
+    assert folds_of(folders) == {}
+
+
 def test_the_summary_is_what_the_file_holds(simulated, tmp_path):
     """`comparison.json` reads back with the keys that a page is made from."""
     a, b, nodules = simulated

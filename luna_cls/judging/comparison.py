@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -13,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from luna_cls.errors import InputError
+from luna_cls.files import read_csv
 from luna_cls.judging import froc, verdicts
 from luna_cls.judging.froc import RATES_PER_SCAN, Matches
 from luna_cls.judging.labelled import LabelledCandidates, labelled_candidates
@@ -27,6 +29,7 @@ Weights = NDArray[np.int32]
 OPERATING_FPS_PER_SCAN = 1.0
 ROPE = 0.01  # a CPM or AUC that differs by less makes no difference (Benavoli et al. 2017)
 FEW_SCANS = 30
+_FOLD = re.compile(r"fold\d+").fullmatch
 
 _OF_TESTS = (
     "DeLong's interval is over scans, as the bootstrap is. McNemar's test takes nodules to be independent "
@@ -232,19 +235,35 @@ def compare(
 def folds_of(folders: Sequence[Path]) -> dict[str, int]:
     """The fold in which each scan was tested, of cross-validations with the same folds; else empty.
 
+    Nothing is read unless all have folds of the same names.
+
     Args:
-        folders: What was compared; of a cross-validation, the folder with `fold0`, `fold1`, ...
+        folders: What is compared; of a cross-validation, the folder with `fold0`, `fold1`, ...
+
+    Raises:
+        InputError: If the predictions of a fold are damaged.
     """
-    found: list[dict[str, int]] = []
-    for folder in folders:
-        paths = folder.glob("fold*/test_predictions.csv")
-        fold_of = {
-            uid: int(path.parent.name.removeprefix("fold"))
-            for path in paths
-            for uid in pd.read_csv(path, usecols=["seriesuid"], dtype=str)["seriesuid"].unique()
+    tested = [
+        {
+            path.parent.name: path
+            for path in folder.glob("fold*/test_predictions.csv")
+            if _FOLD(path.parent.name)
         }
-        found.append(fold_of)
-    return found[0] if all(fold_of == found[0] for fold_of in found) else {}
+        for folder in folders
+    ]
+    if any(set(paths) != set(tested[0]) for paths in tested):
+        return {}
+    first: dict[str, int] | None = None
+    for paths in tested:
+        fold_of = {
+            uid: int(fold.removeprefix("fold"))
+            for fold, path in paths.items()
+            for uid in read_csv(path, ("seriesuid",), "predictions")["seriesuid"].unique()
+        }
+        if first is not None and fold_of != first:
+            return {}
+        first = fold_of
+    return first or {}
 
 
 @dataclass(frozen=True, eq=False)
