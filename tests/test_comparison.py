@@ -62,6 +62,7 @@ def test_two_systems_by_hand():
         "p": pytest.approx(0.5),
     }
     assert pair["verdict"].startswith("A and B cannot be told apart with 4 scans alone: A is ahead by 0.048")
+    assert pair["p_holm"] is None
     assert "Intervals from 4 scans are rough." in actual["notes"]
 
 

@@ -77,7 +77,8 @@ class Pair:
         b: Name of the second.
         verdict: In plain words.
         differences: Of each metric, first less second, by its name.
-        p_holm: P-value of the metric that decides, adjusted for all pairs.
+        p_holm: P-value of the metric that decides, adjusted for all pairs; None if scans are too
+            few for a verdict.
         scans_needed: To tell them apart; None if they are, or if nothing differs.
         delong: Of labelled candidates, over scans; None where there is no AUC.
         mcnemar_nodules: Nodules found at one false positive a scan each; None without annotations.
@@ -89,7 +90,7 @@ class Pair:
     b: str
     verdict: str
     differences: dict[str, Difference]
-    p_holm: float
+    p_holm: float | None
     scans_needed: int | None
     delong: DeLong | None
     mcnemar_nodules: McNemar | None
@@ -342,7 +343,7 @@ def _pair(
         *names,
         verdict=verdict,
         differences=differences,
-        p_holm=p_holm,
+        p_holm=None if few else p_holm,
         scans_needed=None if p_holm < verdicts.LEVEL or few else needed,
         delong=delong(candidates.labels, a.ranking, b.ranking, candidates.scan) if candidates else None,
         mcnemar_nodules=mcnemar(a.found, b.found) if metric == "cpm" else None,
