@@ -12,7 +12,7 @@ from luna_cls.judging import froc
 from luna_cls.judging.binary import binary_metrics
 from luna_cls.judging.comparison import compare, folds_of
 from luna_cls.judging.resampling import interval_95, scan_weights
-from luna_cls.judging.significance import correlated_t, holm, mcnemar
+from luna_cls.judging.significance import bayesian_sign_test, correlated_t, holm, mcnemar
 from luna_cls.judging.submission import read_annotations, read_submission
 
 POINT = ["seriesuid", "coordX", "coordY", "coordZ"]
@@ -213,11 +213,13 @@ def test_the_operating_point_is_each_systems_own(simulated):
 
 
 def test_folds_are_compared_each_by_itself(simulated):
-    """Three folds of 20 scans: the differences of three evaluations, and the t-test of them at 1/3."""
+    """Three folds of 20 scans: the differences of three evaluations, their t-test at 1/3 and sign test."""
     a, b, nodules = simulated
     folds = {uid: i % 3 for i, uid in enumerate(UIDS)}
 
-    actual = compare({"A": a, "B": b}, nodules, UIDS, folds=folds, resamples=20).pairs[0].over_folds
+    found = compare({"A": a, "B": b}, nodules, UIDS, folds=folds, resamples=20, seed=7)
+
+    actual = found.pairs[0].over_folds
 
     expected = []
     for fold in range(3):
@@ -225,7 +227,9 @@ def test_folds_are_compared_each_by_itself(simulated):
         expected.append(froc.evaluate(a, nodules, own).cpm - froc.evaluate(b, nodules, own).cpm)
     assert actual.differences == pytest.approx(expected)
     assert actual.beliefs == pytest.approx(correlated_t(expected, rope=0.01, correlation=1 / 3))
+    assert actual.sign_test == bayesian_sign_test(expected, rope=0.01, seed=7)
     assert actual.summary()["folds"] == 3
+    assert actual.summary()["sign_test"] == actual.sign_test._asdict()
 
 
 def test_a_fold_without_a_nodule_has_no_cpm():

@@ -173,6 +173,25 @@ def test_a_comparison_gives_its_verdict_and_the_tests_behind_it(report_folders, 
     assert f"{number(cpm['difference'], 4)} {low} to {high} –" in text
 
 
+def test_a_comparison_over_folds_tells_both_bayesian_tests(own):
+    """The t-test's probabilities, then the sign test's, of the first, the second, and neither."""
+    folder = own("comparison")
+    found = json.loads((folder / "comparison.json").read_text())
+    beliefs = {"a_better": 0.7, "equivalent": 0.2, "b_better": 0.1}
+    signs = {"a_better": 0.55, "equivalent": 0.41, "b_better": 0.04}
+    folds = {"metric": "cpm", "folds": 5, "rope": 0.01, **beliefs, "sign_test": signs}
+    found["pairs"][0]["over_folds"] = folds
+    (folder / "comparison.json").write_text(json.dumps(found))
+
+    text = Parsed(write_report(folder).read_text()).text
+
+    assert "first is better in CPM by more than 0.01 is 70.0 %, that second is 10.0 %" in text
+    assert (
+        "as good as equal 20.0 % (Bayesian correlated t-test); in the same order 55.0 %, 4.0 % and 41.0 % by"
+        in text
+    )
+
+
 def test_a_run_tells_what_calibration_does_and_where_to_draw_the_line(report_folders, pages):
     """The method, its error before and after, and the thresholds of operating_points.json are there."""
     stored = json.loads((report_folders["run"] / "calibration.json").read_text())

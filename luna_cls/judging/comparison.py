@@ -21,7 +21,16 @@ from luna_cls.judging.labelled import LabelledCandidates, labelled_candidates
 from luna_cls.judging.paired_bootstrap import Difference, paired_difference
 from luna_cls.judging.resampled_metrics import resampled_metrics
 from luna_cls.judging.resampling import RESAMPLES, SEED, interval_95, scan_weights
-from luna_cls.judging.significance import Beliefs, DeLong, McNemar, correlated_t, delong, holm, mcnemar
+from luna_cls.judging.significance import (
+    Beliefs,
+    DeLong,
+    McNemar,
+    bayesian_sign_test,
+    correlated_t,
+    delong,
+    holm,
+    mcnemar,
+)
 
 Floats = NDArray[np.float64]
 Weights = NDArray[np.int32]
@@ -50,11 +59,13 @@ class OverFolds:
         metric: "cpm" or "auc".
         differences: Of each fold.
         beliefs: Of the Bayesian correlated t-test.
+        sign_test: Those of the Bayesian sign test, which takes folds to be independent.
     """
 
     metric: str
     differences: tuple[float, ...]
     beliefs: Beliefs
+    sign_test: Beliefs
 
     def summary(self) -> dict[str, Any]:
         """What `comparison.json` holds of it."""
@@ -65,6 +76,7 @@ class OverFolds:
             "rope": ROPE,
             "correlation": 1 / len(self.differences),
             **self.beliefs._asdict(),
+            "sign_test": self.sign_test._asdict(),
         }
 
 
@@ -181,7 +193,7 @@ def compare(
         excluded: Table of findings to ignore.
         folds: The fold of a cross-validation each scan was tested in, the same for all submissions.
         resamples: Bootstrap draws of the scans.
-        seed: Of these.
+        seed: Of these, and of the draws of the sign test over folds.
 
     Raises:
         InputError: If there are fewer than two submissions, their scans or labels differ, no nodule is in
@@ -208,7 +220,7 @@ def compare(
     found = [_differences(systems[a], systems[b], len(scans)) for a, b in couples]
     p_holm = holm([np.nan_to_num(differences[metric].p, nan=1.0) for differences in found]).tolist()
     pairs = [
-        _pair(names, metric, differences, p, len(couples), systems, candidates)
+        _pair(names, metric, differences, p, len(couples), systems, candidates, seed)
         for names, differences, p in zip(couples, found, p_holm, strict=True)
     ]
     scores = {name: system.summary(metric) for name, system in systems.items()}
@@ -328,6 +340,7 @@ def _pair(
     num_pairs: int,
     systems: Mapping[str, _System],
     candidates: LabelledCandidates | None,
+    seed: int,
 ) -> Pair:
     a, b = (systems[name] for name in names)
     decides = differences[metric]
@@ -338,7 +351,8 @@ def _pair(
     over_folds = None
     if len(by_fold) > 1 and np.isfinite(by_fold).all():
         beliefs = correlated_t(by_fold, ROPE, correlation=1 / len(by_fold))
-        over_folds = OverFolds(metric, tuple(by_fold.tolist()), beliefs)
+        signs = bayesian_sign_test(by_fold, ROPE, seed)
+        over_folds = OverFolds(metric, tuple(by_fold.tolist()), beliefs, signs)
     return Pair(
         *names,
         verdict=verdict,

@@ -213,14 +213,17 @@ def correlated_t(differences: ArrayLike, rope: float, correlation: float) -> Bel
 
 
 def bayesian_sign_test(differences: ArrayLike, rope: float, seed: int = 0, draws: int = 50_000) -> Beliefs:
-    """What to believe of two systems after several data sets.
+    """What to believe of two systems after several data sets, or the folds of a cross-validation.
+
+    It takes differences over data sets as well as over folds. Folds it takes to be independent, and of each
+    only the sign, so that over them it is the weaker companion of `correlated_t`.
 
     How often each is better, and how often they are equivalent, follow a Dirichlet distribution, to which
     one data set of equivalence is added beforehand. Each probability is that of being the most frequent of
-    the three on the next data sets.
+    the three on the next data sets, or folds.
 
     Args:
-        differences: `(datasets,)`, of a metric, higher for the first system being better.
+        differences: `(datasets,)` or `(folds,)`, of a metric, higher for the first system being better.
         rope: Half the width of the region of practical equivalence: differences this small do not matter.
         seed: Same seed, same draws.
         draws: From the posterior; 50,000 leave a standard error of 0.002 or less.
