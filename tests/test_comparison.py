@@ -12,7 +12,7 @@ from luna_cls.judging import froc
 from luna_cls.judging.binary import binary_metrics
 from luna_cls.judging.comparison import compare, folds_of
 from luna_cls.judging.resampling import interval_95, scan_weights
-from luna_cls.judging.significance import correlated_t, holm, mcnemar
+from luna_cls.judging.significance import bayesian_sign_test, correlated_t, holm, mcnemar
 from luna_cls.judging.submission import read_annotations, read_submission
 
 POINT = ["seriesuid", "coordX", "coordY", "coordZ"]
@@ -62,6 +62,7 @@ def test_two_systems_by_hand():
         "p": pytest.approx(0.5),
     }
     assert pair["verdict"].startswith("A and B cannot be told apart with 4 scans alone: A is ahead by 0.048")
+    assert pair["p_holm"] is None
     assert "Intervals from 4 scans are rough." in actual["notes"]
 
 
@@ -212,11 +213,13 @@ def test_the_operating_point_is_each_systems_own(simulated):
 
 
 def test_folds_are_compared_each_by_itself(simulated):
-    """Three folds of 20 scans: the differences of three evaluations, and the t-test of them at 1/3."""
+    """Three folds of 20 scans: the differences of three evaluations, their t-test at 1/3 and sign test."""
     a, b, nodules = simulated
     folds = {uid: i % 3 for i, uid in enumerate(UIDS)}
 
-    actual = compare({"A": a, "B": b}, nodules, UIDS, folds=folds, resamples=20).pairs[0].over_folds
+    found = compare({"A": a, "B": b}, nodules, UIDS, folds=folds, resamples=20, seed=7)
+
+    actual = found.pairs[0].over_folds
 
     expected = []
     for fold in range(3):
@@ -224,7 +227,9 @@ def test_folds_are_compared_each_by_itself(simulated):
         expected.append(froc.evaluate(a, nodules, own).cpm - froc.evaluate(b, nodules, own).cpm)
     assert actual.differences == pytest.approx(expected)
     assert actual.beliefs == pytest.approx(correlated_t(expected, rope=0.01, correlation=1 / 3))
+    assert actual.sign_test == bayesian_sign_test(expected, rope=0.01, seed=7)
     assert actual.summary()["folds"] == 3
+    assert actual.summary()["sign_test"] == actual.sign_test._asdict()
 
 
 def test_a_fold_without_a_nodule_has_no_cpm():
@@ -248,6 +253,33 @@ def test_folds_of_cross_validations(tmp_path):
     assert folds_of([one, two]) == {"a": 0, "b": 1}
     assert folds_of([one, other]) == {}
     assert folds_of([one, tmp_path / "predictions.csv"]) == {}
+
+
+def _fold(folder, name, uid):
+    (folder / name).mkdir(parents=True)
+    _marks((uid, 0, 0.5)).to_csv(folder / name / "test_predictions.csv", index=False)
+
+
+def test_what_only_begins_like_a_fold_is_none(tmp_path):
+    """`fold0-old` beside `fold0` and `fold1`, with a scan of its own, is passed over."""
+    for name, uid in {"fold0": "a", "fold1": "b", "fold0-old": "c", "folds": "d"}.items():
+        _fold(tmp_path, name, uid)
+
+    assert folds_of([tmp_path, tmp_path]) == {"a": 0, "b": 1}
+
+
+def test_damaged_predictions_of_a_fold_are_one_line(tmp_path):
+    """The line names the file; where the folds differ by name alone, no file is even read."""
+    for folder in ("one", "two"):
+        _fold(tmp_path / folder, "fold0", "a")
+    (tmp_path / "one" / "fold0" / "test_predictions.csv").write_text('coordX\n"')
+    folders = [tmp_path / "one", tmp_path / "two"]
+
+    with pytest.raises(InputError, match=r"fold0.test_predictions\.csv") as caught:
+        folds_of(folders)
+    assert "\n" not in str(caught.value)
+    _fold(tmp_path / "two", "fold1", "b")
+    assert folds_of(folders) == {}
 
 
 def test_the_summary_is_what_the_file_holds(simulated, tmp_path):

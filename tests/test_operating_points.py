@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -104,14 +106,118 @@ def test_nothing_called_has_no_positive_predictive_value():
     assert result["npv"] == 0.6
 
 
-def test_intervals_are_wilsons_for_shares_and_of_scans_for_rates():
-    """3 of 4 nodules: 0.301 to 0.954. Scan a has no false positive from 5 on but at 6, scan b but at 8."""
+def test_intervals_are_of_draws_of_two_scans():
+    """From 5 on, 1 of 2 nodules and 1 of 2 others are called in scan a, 2 of 2 and 1 of 4 in b."""
     (result,) = operating_points.apply([{"threshold_logit": 5.0}], LABELS, LOGITS, SERIES)
     (only_b,) = operating_points.apply([{"threshold_logit": 7.5}], LABELS, LOGITS, SERIES)
 
-    assert result["interval_95"]["sensitivity"] == pytest.approx([0.301, 0.954], abs=5e-4)
+    assert result["interval_95"]["sensitivity"] == [1 / 2, 1]
+    assert result["interval_95"]["specificity"] == [1 / 2, 3 / 4]
+    assert result["interval_95"]["ppv"] == [1 / 2, 2 / 3]
+    assert result["interval_95"]["npv"] == [1 / 2, 1]
     assert result["interval_95"]["fps_per_scan"] == [1.0, 1.0]
     assert only_b["interval_95"]["fps_per_scan"] == [0.0, 1.0]
+
+
+def test_intervals_are_those_of_scans_resampled_row_by_row():
+    """Scans drawn and put together, shares counted by hand: the same middle 95 % of each."""
+    labels, logits, series = _candidates()
+    rows = [np.flatnonzero(series == scan) for scan in dict.fromkeys(series)]
+    seen = []
+    for weights in scan_weights(20, 100, 5):
+        draw = np.concatenate([np.tile(own, times) for own, times in zip(rows, weights, strict=True)])
+        nodule, called = labels[draw] == 1, logits[draw] >= 0.5
+        seen.append([called[nodule].mean(), (~called)[~nodule].mean(), nodule[called].mean()])
+        seen[-1].append((~nodule)[~called].mean())
+
+    (result,) = operating_points.apply(
+        [{"threshold_logit": 0.5}], labels, logits, series, seed=5, resamples=100
+    )
+
+    bounds = np.percentile(seen, [2.5, 97.5], axis=0).T
+    for name, expected in zip(("sensitivity", "specificity", "ppv", "npv"), bounds, strict=True):
+        assert result["interval_95"][name] == pytest.approx(expected)
+
+
+def test_the_interval_of_specificity_holds_where_candidates_of_a_scan_hang_together():
+    """100 scans of 40 others, each scan with its own level: of 400 intervals 95 %, ± 4, hold the true 0.5.
+
+    Wilson's, as if 4,000 candidates were independent, would hold it in 40 %.
+    """
+    rng = np.random.default_rng(2)
+    held = 0
+    for _ in range(400):
+        logits = (rng.normal(0, 1, (100, 1)) + rng.normal(0, 1, (100, 40))).reshape(-1)
+        (result,) = operating_points.apply(
+            [{"threshold_logit": 0.0}], np.zeros(4000, int), logits, np.arange(4000) // 40, resamples=200
+        )
+        low, high = result["interval_95"]["specificity"]
+        held += low <= 0.5 <= high
+
+    assert held / 400 == pytest.approx(0.95, abs=0.04)
+
+
+def test_none_of_n_and_a_single_scan_have_wilsons_interval():
+    """0 of 6 others called, which no draw changes; 3 of 4 nodules in a scan by itself: 0.301 to 0.954."""
+    (none_called,) = operating_points.apply([{"threshold_logit": 8.5}], LABELS, LOGITS, SERIES)
+    (one_scan,) = operating_points.apply([{"threshold_logit": 5.0}], LABELS, LOGITS, ["a"] * 10)
+
+    # Wilson's of n of n goes down to n / (n + 1.96²).
+    assert none_called["interval_95"]["specificity"] == pytest.approx([6 / (6 + 1.96**2), 1], abs=1e-4)
+    assert one_scan["interval_95"]["sensitivity"] == pytest.approx([0.301, 0.954], abs=5e-4)
+
+
+def test_without_resamples_there_is_no_interval():
+    """The shares are there all the same; a threshold cannot be chosen without them."""
+    (result,) = operating_points.apply([{"threshold_logit": 5.0}], LABELS, LOGITS, SERIES, resamples=0)
+
+    assert result["sensitivity"] == 3 / 4
+    assert result["interval_95"] is None
+    with pytest.raises(InputError, match="2 resamples or more"):
+        choose(LABELS, LOGITS, SERIES, [Goal("sensitivity", 0.9)], resamples=0)
+
+
+def test_a_point_keeps_its_own_prevalence():
+    """0.01 that it was made for, not the 0.4 given; the other point, which has none, takes 0.4."""
+    points = [{"threshold_logit": 5.0, "natural_prevalence": 0.01}, {"threshold_logit": 5.0}]
+
+    own, given_one = operating_points.apply(points, LABELS, LOGITS, SERIES, prevalence=0.4)
+
+    assert (own["natural_prevalence"], given_one["natural_prevalence"]) == (0.01, 0.4)
+    assert own["natural_ppv"] == pytest.approx(7.5 / 337.5)
+    assert given_one["natural_ppv"] == pytest.approx(3 / 5)
+    with pytest.raises(InputError, match=r"between 0 and 1. Received: 1.5"):
+        operating_points.apply([{"threshold_logit": 5.0, "natural_prevalence": 1.5}], LABELS, LOGITS, SERIES)
+
+
+def test_one_class_alone_has_what_it_defines():
+    """No nodule: specificity and false positives are there, the rest is NaN; but nothing can be chosen."""
+    others = np.zeros(10, int)
+
+    (result,) = operating_points.apply([{"threshold_logit": 5.0}], others, LOGITS, SERIES)
+
+    assert (result["specificity"], result["fps_per_scan"], result["ppv"]) == (1 / 2, 5 / 2, 0)
+    assert np.isnan([result["sensitivity"], result["natural_ppv"], result["natural_npv"]]).all()
+    assert np.isnan(result["interval_95"]["sensitivity"]).all()
+    with pytest.raises(InputError, match="0 nodules among 10"):
+        choose(others, LOGITS, SERIES, [Goal("sensitivity", 0.9)])
+
+
+@pytest.mark.parametrize(
+    ("labels", "logits", "series", "words"),
+    [
+        ([0, 1], [0.5], ["a", "a"], r"shapes \(2,\), \(1,\) and \(2,\)"),
+        ([0, 1], [0.5, 1.0], ["a"], r"and \(1,\)"),
+        ([], [], [], "and some"),
+        ([0, 1], [0.5, np.inf], ["a", "a"], "A logit is finite"),
+        ([0, 2], [0.5, 1.0], ["a", "a"], "a label 1 for a nodule"),
+    ],
+    ids=["logits", "scans", "none", "infinite", "label"],
+)
+def test_what_no_threshold_can_be_applied_to_is_refused(labels, logits, series, words):
+    """One line says what was received."""
+    with pytest.raises(InputError, match=words):
+        operating_points.apply([{"threshold_logit": 0.0}], labels, logits, series)
 
 
 def _candidates(n=400, scans=20):
@@ -224,16 +330,74 @@ def test_a_threshold_of_a_decision_curve_lies_between_0_and_1(thresholds):
         decision_curve([0, 1], [0.1, 0.9], thresholds)
 
 
+POINT = {
+    "goal": "sensitivity",
+    "value": 1,
+    "threshold_logit": -1,
+    "threshold_probability": 0.27,
+    "threshold_interval_95": [0, 0.5],
+}
+
+
+def test_a_file_reads_back_in_floats(tmp_path):
+    """Whole numbers too, and whatever else is there stays."""
+    path = tmp_path / "operating_points.json"
+    path.write_text(json.dumps({"points": [{**POINT, "tp": 3}], "fitted_on": {}}))
+
+    read = operating_points.read(path)
+
+    assert read == {"points": [{**POINT, "tp": 3}], "fitted_on": {}}
+    assert {type(read["points"][0][name]) for name in ("value", "threshold_logit")} == {float}
+    assert [type(bound) for bound in read["points"][0]["threshold_interval_95"]] == [float, float]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        *({name: None} for name in POINT),
+        {"value": "0.9"},
+        {"threshold_logit": "0.5"},
+        {"threshold_logit": float("inf")},
+        {"threshold_logit": float("nan")},
+        {"threshold_logit": 10**400},
+        {"threshold_probability": 1.5},
+        {"threshold_interval_95": [0.1]},
+        {"threshold_interval_95": ["0.1", "0.2"]},
+        {"threshold_interval_95": [None, 0.2]},
+        {"natural_prevalence": 0},
+        {"natural_prevalence": "1/490"},
+        {"goal": "two\nlines"},
+    ],
+    ids=str,
+)
+def test_a_point_that_later_steps_could_not_use_is_refused(tmp_path, changed):
+    """A key that is missing or null, a string, a number that is not finite: one line, with the file."""
+    path = tmp_path / "operating_points.json"
+    (name,) = changed
+    for point in ({**POINT, **changed}, {key: value for key, value in POINT.items() if key != name}):
+        if point == POINT:
+            continue  # natural_prevalence may be missing
+        path.write_text(json.dumps({"points": [point]}).replace("Infinity", "1e999"))
+
+        with pytest.raises(InputError) as caught:
+            operating_points.read(path)
+
+        assert str(caught.value).startswith(f"{path} holds no operating points (")
+        assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "text",
     [
         "",
         "[]",
         "{}",
+        '{"points": null}',
+        '{"points": ["goal"]}',
         '{"points": [{"goal": "luck", "value": 1}]}',
         '{"points": [{"goal": "sensitivity", "value": 0.9}]}',
     ],
-    ids=["empty", "list", "no points", "no goal", "no threshold"],
+    ids=["empty", "list", "no points", "null", "words", "no goal", "no threshold"],
 )
 def test_a_file_without_operating_points_is_refused(tmp_path, text):
     """One line, with the command that makes it anew."""

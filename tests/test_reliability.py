@@ -183,6 +183,34 @@ def test_intervals_are_those_of_scans_resampled_row_by_row():
     np.testing.assert_allclose(found["interval_95"]["brier"], np.percentile(scores, [2.5, 97.5]))
 
 
+def test_bars_of_the_curve_are_those_of_scans_resampled_row_by_row():
+    """Bins held, scans drawn and put together: the same middle 95 % of each bin's share."""
+    labels, probability, series = _candidates(600)
+    rows = [np.flatnonzero(series == scan) for scan in range(30)]
+    middle = probability > np.median(probability)  # two bins of 300
+    shares = []
+    for weights in scan_weights(30, 200, 3):
+        draw = np.concatenate([np.repeat(own, times) for own, times in zip(rows, weights, strict=True)])
+        shares.append([labels[draw][middle[draw] == upper].mean() for upper in (False, True)])
+
+    curve = assess(labels, probability, series, bins=2, resamples=200, seed=3)["curve"]
+
+    expected = np.percentile(shares, [2.5, 97.5], axis=0).T
+    np.testing.assert_allclose([bin_["interval_95"] for bin_ in curve], expected)
+
+
+def test_bars_are_wilsons_without_scans_and_where_no_draw_differs():
+    """20 of 50 and 40 of 50; one scan is drawn alike each time, and 0 of 2 are 0 in every draw."""
+    without, alone = assess(TRUTH, HUNDRED, bins=2), assess(TRUTH, HUNDRED, ["a"] * 100, bins=2)
+    lower, upper = assess([0, 0, 1, 0, 1, 1], [0.1, 0.1, 0.8, 0.8, 0.8, 0.8], [*"abaabb"], bins=2)["curve"]
+
+    expected = wilson_95([20, 40], [50, 50]).T
+    np.testing.assert_allclose([bin_["interval_95"] for bin_ in without["curve"]], expected)
+    np.testing.assert_allclose([bin_["interval_95"] for bin_ in alone["curve"]], expected)
+    np.testing.assert_allclose(lower["interval_95"], wilson_95(0, 2))
+    assert upper["interval_95"] == [0.5, 1]  # of scan a alone 1 of 2, of b alone 2 of 2
+
+
 @pytest.mark.parametrize("label", [0, 1])
 def test_one_class_has_an_error_but_no_slope(label):
     """What needs both classes is NaN; nothing warns, nothing fails."""

@@ -169,7 +169,27 @@ def test_a_comparison_gives_its_verdict_and_the_tests_behind_it(report_folders, 
     alone = f"found by first alone and {nodules['only_b']} by second alone (McNemar, p = {nodules['p']:.2g})"
     assert alone in text
     low, high = (number(bound, 4) for bound in cpm["interval_95"])
-    assert f"{number(cpm['difference'], 4)} {low} to {high}" in text
+    # Four scans are too few for a verdict, and for a p-value that decides one.
+    assert f"{number(cpm['difference'], 4)} {low} to {high} –" in text
+
+
+def test_a_comparison_over_folds_tells_both_bayesian_tests(own):
+    """The t-test's probabilities, then the sign test's, of the first, the second, and neither."""
+    folder = own("comparison")
+    found = json.loads((folder / "comparison.json").read_text())
+    beliefs = {"a_better": 0.7, "equivalent": 0.2, "b_better": 0.1}
+    signs = {"a_better": 0.55, "equivalent": 0.41, "b_better": 0.04}
+    folds = {"metric": "cpm", "folds": 5, "rope": 0.01, **beliefs, "sign_test": signs}
+    found["pairs"][0]["over_folds"] = folds
+    (folder / "comparison.json").write_text(json.dumps(found))
+
+    text = Parsed(write_report(folder).read_text()).text
+
+    assert "first is better in CPM by more than 0.01 is 70.0 %, that second is 10.0 %" in text
+    assert (
+        "as good as equal 20.0 % (Bayesian correlated t-test); in the same order 55.0 %, 4.0 % and 41.0 % by"
+        in text
+    )
 
 
 def test_a_run_tells_what_calibration_does_and_where_to_draw_the_line(report_folders, pages):
@@ -197,6 +217,19 @@ def test_a_run_that_is_not_calibrated_says_so(own):
 
     assert "luna-cls calibrate RUN" in text
     assert "Call a nodule from probability" not in text
+
+
+def test_the_caption_of_the_reliability_curve_says_where_its_bars_are_from(own):
+    """With intervals over scans the bars are, too; without, they are Wilson's."""
+    folder = own("evaluation")
+    with_scans = Parsed(write_report(folder).read_text()).text
+    stored = json.loads((folder / "reliability.json").read_text())
+    (folder / "reliability.json").write_text(json.dumps({**stored, "interval_95": None}))
+
+    without = Parsed(write_report(folder).read_text()).text
+
+    assert "Bars are 95 % intervals, by a bootstrap over scans (Wilson's where" in with_scans
+    assert "Bars are 95 % intervals, Wilson's, which take candidates to be independent." in without
 
 
 def test_few_scans_are_warned_of(pages):

@@ -101,6 +101,19 @@ def test_the_same_ranks_differ_by_nothing():
     assert (result.difference, result.interval_95, result.p) == (0.0, (0.0, 0.0), 1.0)
 
 
+def test_a_difference_that_never_varies_has_neither_interval_nor_p():
+    """AUCs of 1 and 0, and 1 and 0.9 with each nodule above 9 of 10 others: every candidate says the same."""
+    opposite = delong([1, 1, 0, 0], [3, 3, 1, 1], [1, 1, 3, 3])
+    # Each scan has a nodule and ten others, and the scores of all scans are the same.
+    labels, second = np.tile([1] + [0] * 10, 7), np.tile([5.0, 9] + [1] * 9, 7)
+    alike = delong(labels, labels, second, np.repeat(np.arange(7), 11))
+
+    assert (opposite.difference, opposite.standard_error) == (1.0, 0.0)
+    assert (alike.difference, alike.standard_error) == (pytest.approx(0.1), 0.0)
+    for result in (opposite, alike):
+        assert np.isnan([result.p, *result.interval_95]).all()
+
+
 def test_delongs_interval_holds_its_level():
     """Binormal scores of AUC 0.7602, no difference: one is claimed in 5 % of 2,000 trials, ± 1.5."""
     rng = np.random.default_rng(1)
@@ -170,6 +183,14 @@ def test_mcnemar_without_a_difference():
     """Nobody differs, or both differ as often: p is 1."""
     assert mcnemar([True, False], [True, False]) == (0, 0, 1.0)
     assert mcnemar([True, False], [False, True]) == pytest.approx((1, 1, 1.0))
+
+
+def test_no_p_value_of_mcnemar_is_above_1():
+    """As many of either, 1 to 200 of each: p is 1, where rounding alone would make it a little more."""
+    p_values = [mcnemar(np.arange(2 * n) < n, np.arange(2 * n) >= n).p for n in range(1, 201)]
+
+    assert max(p_values) <= 1
+    np.testing.assert_allclose(p_values, 1)
 
 
 def test_mcnemar_takes_pairs():

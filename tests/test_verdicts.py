@@ -51,7 +51,8 @@ def test_fewer_than_ten_scans_give_no_verdict():
         "but a verdict takes 10 scans or more."
     )
     assert verdicts.of_all("auc", {"a": 0.9, "b": 0.4}, {("a", "b"): found}, [0.001]) == (
-        "a has the highest AUC, 0.900. It cannot be told from b with these 2 scans."
+        "a has the highest AUC, 0.900. It cannot be told from b with these 2 scans. "
+        "A verdict takes 10 scans or more."
     )
 
 
@@ -92,4 +93,35 @@ def test_of_several_the_best_is_named_and_whom_it_beats():
     assert verdicts.of_all("cpm", scores, pairs, [0.0001, 0.001, 0.3, 0.0001]) == (
         "b has the highest CPM, 0.850. It is better than a by 0.050 CPM (95 % 0.030 to 0.070) and d by 0.020 "
         "CPM (95 % 0.018 to 0.022). It cannot be told from c with these 300 scans."
+    )
+
+
+def test_several_that_are_equally_good_are_all_named():
+    """The same CPM but for rounding: none is called the best, however many scans there are."""
+    none = Difference(0.0, 0.01, 300)
+    pairs = dict.fromkeys([("A", "B"), ("A", "C"), ("B", "C")], none)
+    scores = {"A": 0.19, "B": 0.19 + 1e-16, "C": 0.19}
+
+    assert verdicts.of_all("cpm", scores, pairs, [1.0] * 3) == "A, B and C have the same CPM, 0.190."
+    few = dict.fromkeys(pairs, Difference(0.0, 0.01, 9))
+    assert verdicts.of_all("cpm", scores, few, [1.0] * 3) == (
+        "A, B and C have the same CPM, 0.190. A verdict takes 10 scans or more."
+    )
+
+
+def test_several_equal_best_beat_whom_each_of_them_beats():
+    """Of a and c, which lead, both beat b, but a alone beats d."""
+    pairs = {
+        ("a", "b"): Difference(0.05, 0.01, 300),
+        ("a", "c"): Difference(0.0, 0.01, 300),
+        ("a", "d"): Difference(0.01, 0.001, 300),
+        ("b", "c"): Difference(-0.05, 0.02, 300),
+        ("b", "d"): Difference(-0.04, 0.01, 300),
+        ("c", "d"): Difference(0.01, 0.01, 300),
+    }
+    scores = {"a": 0.85, "b": 0.80, "c": 0.85, "d": 0.84}
+
+    assert verdicts.of_all("cpm", scores, pairs, [0.0001, 1.0, 0.0001, 0.01, 0.001, 0.3]) == (
+        "a and c have the same CPM, 0.850, the highest. Each of them is better than b by 0.050 CPM. "
+        "Not each of them can be told from d with these 300 scans."
     )

@@ -27,7 +27,9 @@ from luna_cls.judging.reliability import Labels, figures
 from luna_cls.judging.resampling import SEED
 
 FOLDS = 5
-LEAST_SLOPE = 1e-3  # of every curve, so that no two candidates become one
+# Of every curve, so that no two candidates become one; of `Isotonic` only outside its outermost centres.
+# Between these it may rise less steeply, from each level to the next, which is at least 1e-6 higher.
+LEAST_SLOPE = 1e-3
 PSEUDO_COUNT = 0.5  # of a nodule below all and of another candidate above all, for `Isotonic`
 
 

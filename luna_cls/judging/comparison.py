@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -13,13 +14,23 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from luna_cls.errors import InputError
+from luna_cls.files import read_csv
 from luna_cls.judging import froc, verdicts
 from luna_cls.judging.froc import RATES_PER_SCAN, Matches
 from luna_cls.judging.labelled import LabelledCandidates, labelled_candidates
 from luna_cls.judging.paired_bootstrap import Difference, paired_difference
 from luna_cls.judging.resampled_metrics import resampled_metrics
 from luna_cls.judging.resampling import RESAMPLES, SEED, interval_95, scan_weights
-from luna_cls.judging.significance import Beliefs, DeLong, McNemar, correlated_t, delong, holm, mcnemar
+from luna_cls.judging.significance import (
+    Beliefs,
+    DeLong,
+    McNemar,
+    bayesian_sign_test,
+    correlated_t,
+    delong,
+    holm,
+    mcnemar,
+)
 
 Floats = NDArray[np.float64]
 Weights = NDArray[np.int32]
@@ -27,6 +38,7 @@ Weights = NDArray[np.int32]
 OPERATING_FPS_PER_SCAN = 1.0
 ROPE = 0.01  # a CPM or AUC that differs by less makes no difference (Benavoli et al. 2017)
 FEW_SCANS = 30
+_FOLD = re.compile(r"fold\d+").fullmatch
 
 _OF_TESTS = (
     "DeLong's interval is over scans, as the bootstrap is. McNemar's test takes nodules to be independent "
@@ -47,11 +59,13 @@ class OverFolds:
         metric: "cpm" or "auc".
         differences: Of each fold.
         beliefs: Of the Bayesian correlated t-test.
+        sign_test: Those of the Bayesian sign test, which takes folds to be independent.
     """
 
     metric: str
     differences: tuple[float, ...]
     beliefs: Beliefs
+    sign_test: Beliefs
 
     def summary(self) -> dict[str, Any]:
         """What `comparison.json` holds of it."""
@@ -62,6 +76,7 @@ class OverFolds:
             "rope": ROPE,
             "correlation": 1 / len(self.differences),
             **self.beliefs._asdict(),
+            "sign_test": self.sign_test._asdict(),
         }
 
 
@@ -74,7 +89,8 @@ class Pair:
         b: Name of the second.
         verdict: In plain words.
         differences: Of each metric, first less second, by its name.
-        p_holm: P-value of the metric that decides, adjusted for all pairs.
+        p_holm: P-value of the metric that decides, adjusted for all pairs; None if scans are too
+            few for a verdict.
         scans_needed: To tell them apart; None if they are, or if nothing differs.
         delong: Of labelled candidates, over scans; None where there is no AUC.
         mcnemar_nodules: Nodules found at one false positive a scan each; None without annotations.
@@ -86,7 +102,7 @@ class Pair:
     b: str
     verdict: str
     differences: dict[str, Difference]
-    p_holm: float
+    p_holm: float | None
     scans_needed: int | None
     delong: DeLong | None
     mcnemar_nodules: McNemar | None
@@ -177,7 +193,7 @@ def compare(
         excluded: Table of findings to ignore.
         folds: The fold of a cross-validation each scan was tested in, the same for all submissions.
         resamples: Bootstrap draws of the scans.
-        seed: Of these.
+        seed: Of these, and of the draws of the sign test over folds.
 
     Raises:
         InputError: If there are fewer than two submissions, their scans or labels differ, no nodule is in
@@ -204,7 +220,7 @@ def compare(
     found = [_differences(systems[a], systems[b], len(scans)) for a, b in couples]
     p_holm = holm([np.nan_to_num(differences[metric].p, nan=1.0) for differences in found]).tolist()
     pairs = [
-        _pair(names, metric, differences, p, len(couples), systems, candidates)
+        _pair(names, metric, differences, p, len(couples), systems, candidates, seed)
         for names, differences, p in zip(couples, found, p_holm, strict=True)
     ]
     scores = {name: system.summary(metric) for name, system in systems.items()}
@@ -232,19 +248,35 @@ def compare(
 def folds_of(folders: Sequence[Path]) -> dict[str, int]:
     """The fold in which each scan was tested, of cross-validations with the same folds; else empty.
 
+    Nothing is read unless all have folds of the same names.
+
     Args:
-        folders: What was compared; of a cross-validation, the folder with `fold0`, `fold1`, ...
+        folders: What is compared; of a cross-validation, the folder with `fold0`, `fold1`, ...
+
+    Raises:
+        InputError: If the predictions of a fold are damaged.
     """
-    found: list[dict[str, int]] = []
-    for folder in folders:
-        paths = folder.glob("fold*/test_predictions.csv")
-        fold_of = {
-            uid: int(path.parent.name.removeprefix("fold"))
-            for path in paths
-            for uid in pd.read_csv(path, usecols=["seriesuid"], dtype=str)["seriesuid"].unique()
+    tested = [
+        {
+            path.parent.name: path
+            for path in folder.glob("fold*/test_predictions.csv")
+            if _FOLD(path.parent.name)
         }
-        found.append(fold_of)
-    return found[0] if all(fold_of == found[0] for fold_of in found) else {}
+        for folder in folders
+    ]
+    if any(set(paths) != set(tested[0]) for paths in tested):
+        return {}
+    first: dict[str, int] | None = None
+    for paths in tested:
+        fold_of = {
+            uid: int(fold.removeprefix("fold"))
+            for fold, path in paths.items()
+            for uid in read_csv(path, ("seriesuid",), "predictions")["seriesuid"].unique()
+        }
+        if first is not None and fold_of != first:
+            return {}
+        first = fold_of
+    return first or {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -308,6 +340,7 @@ def _pair(
     num_pairs: int,
     systems: Mapping[str, _System],
     candidates: LabelledCandidates | None,
+    seed: int,
 ) -> Pair:
     a, b = (systems[name] for name in names)
     decides = differences[metric]
@@ -318,12 +351,13 @@ def _pair(
     over_folds = None
     if len(by_fold) > 1 and np.isfinite(by_fold).all():
         beliefs = correlated_t(by_fold, ROPE, correlation=1 / len(by_fold))
-        over_folds = OverFolds(metric, tuple(by_fold.tolist()), beliefs)
+        signs = bayesian_sign_test(by_fold, ROPE, seed)
+        over_folds = OverFolds(metric, tuple(by_fold.tolist()), beliefs, signs)
     return Pair(
         *names,
         verdict=verdict,
         differences=differences,
-        p_holm=p_holm,
+        p_holm=None if few else p_holm,
         scans_needed=None if p_holm < verdicts.LEVEL or few else needed,
         delong=delong(candidates.labels, a.ranking, b.ranking, candidates.scan) if candidates else None,
         mcnemar_nodules=mcnemar(a.found, b.found) if metric == "cpm" else None,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,12 +20,18 @@ from scipy.special import expit, logit
 
 from luna_cls.errors import InputError
 from luna_cls.judging.logistic import Floats, check_classes
-from luna_cls.judging.reliability import Labels, wilson_95
+from luna_cls.judging.reliability import Labels, share_interval_95
 from luna_cls.judging.resampling import RESAMPLES, SEED, interval_95, scan_weights
 
 NATURAL_PREVALENCE = 1 / 490  # of nodules among LUNA16's candidates
 _AT_A_TIME = 5_000_000  # candidates times resamples, to stay below 0.1 GB
 _ROUNDING = 1e-9
+_SHARES = {  # of what, among it and what else
+    "sensitivity": ("tp", "fn"),
+    "specificity": ("tn", "fp"),
+    "ppv": ("tp", "fp"),
+    "npv": ("tn", "fn"),
+}
 
 
 class Goal(NamedTuple):
@@ -84,6 +90,7 @@ def choose(
         InputError: If a goal is none, a class is missing or a logit is not finite.
     """
     truth, given, scan_of, num_scans = _checked(labels, logits, series)
+    check_classes(truth, given)
     weights = scan_weights(num_scans, resamples, seed)
     highest_first = np.sort(given)[::-1]
     points = []
@@ -120,65 +127,60 @@ def apply(
     """What thresholds do on these candidates.
 
     Args:
-        points: What `choose` gave, or anything with a `threshold_logit`.
-        labels: As for `choose`.
+        points: What `choose` or `read` gave, or anything with a `threshold_logit`.
+        labels: As for `choose`, but one class alone will do.
         logits: As for `choose`, calibrated in the same way.
         series: As for `choose`.
         num_scans: How many scans were read, if some of them have no candidate.
         prevalence: The share of nodules among candidates where the model is to be used, for predictive values
-            there by Bayes' rule.
+            there by Bayes' rule. The `natural_prevalence` of a point that has one goes before it.
         seed: Of the bootstrap over scans.
-        resamples: Of it.
+        resamples: Of it; 0 for no intervals.
 
     Returns:
         Each point with `tp`, `fp`, `fn`, `tn`; `sensitivity`, `specificity`, `ppv`, `npv` (as found here; NaN
-        where nobody is called, or all are) and `fps_per_scan`; `natural_prevalence`, and `natural_ppv` and
-        `natural_npv` at it; and `interval_95`, which holds that of each of these: Wilson's of the first four,
-        by bootstrap over scans of the others.
+        where it is a share of nothing) and `fps_per_scan`; `natural_prevalence`, and `natural_ppv` and
+        `natural_npv` at it; and `interval_95`, which holds that of each of these, by bootstrap over scans;
+        or None. The first four fall back on Wilson's interval where the share is 0 of n or n of n, or else
+        does not vary over the draws: it takes candidates to be independent, as those of one scan are not.
 
     Raises:
-        InputError: As for `choose`; or `prevalence` is not between 0 and 1.
+        InputError: If there is no candidate, labels and logits are not as many, a logit is not finite, or a
+            prevalence is not between 0 and 1.
     """
     truth, given, scan_of, counted_scans = _checked(labels, logits, series)
-    if not 0 < prevalence < 1:
-        raise InputError(f"A prevalence lies between 0 and 1. Received: {prevalence}.")
     num_scans = max(num_scans or 0, counted_scans)
-    weights = scan_weights(num_scans, resamples, seed).astype(float)
-    nodules = np.bincount(scan_of, truth, minlength=num_scans)
-    others = np.bincount(scan_of, 1 - truth, minlength=num_scans)
-    drawn_nodules, drawn_others = weights @ nodules, weights @ others
+    weights = scan_weights(num_scans, resamples, seed).astype(float) if resamples else None
+    is_nodule = truth == 1
     results = []
     for point in points:
+        natural = point.get("natural_prevalence", prevalence)
+        if not 0 < natural < 1:
+            raise InputError(f"A prevalence lies between 0 and 1. Received: {natural}.")
         is_called = given >= point["threshold_logit"]
-        hits = np.bincount(scan_of, is_called & (truth == 1), minlength=num_scans)
-        alarms = np.bincount(scan_of, is_called & (truth == 0), minlength=num_scans)
-        tp, fp = int(hits.sum()), int(alarms.sum())
-        fn, tn = int(nodules.sum()) - tp, int(others.sum()) - fp
-        shares = {
-            "sensitivity": (tp, tp + fn),
-            "specificity": (tn, tn + fp),
-            "ppv": (tp, tp + fp),
-            "npv": (tn, tn + fn),
+        outcomes = {
+            "tp": is_called & is_nodule,
+            "fp": is_called & ~is_nodule,
+            "fn": ~is_called & is_nodule,
+            "tn": ~is_called & ~is_nodule,
         }
-        with np.errstate(invalid="ignore", divide="ignore"):
-            values = _by_bayes(np.array(tp / (tp + fn)), np.array(fp / (tn + fp)), prevalence)
-            resampled = _by_bayes(weights @ hits / drawn_nodules, weights @ alarms / drawn_others, prevalence)
+        by_scan = {name: np.bincount(scan_of, own, minlength=num_scans) for name, own in outcomes.items()}
+        counts = {name: own.sum() for name, own in by_scan.items()}
+        found = _shares(counts, num_scans, natural)
+        intervals = None
+        if weights is not None:
+            drawn = _shares({name: weights @ own for name, own in by_scan.items()}, num_scans, natural)
+            intervals = {name: interval_95(values) for name, values in drawn.items()}
+            for name, (part, rest) in _SHARES.items():
+                whole = counts[part] + counts[rest]
+                intervals[name] = share_interval_95(counts[part], whole, drawn[name])
         results.append(
             {
                 **point,
-                "tp": tp,
-                "fp": fp,
-                "fn": fn,
-                "tn": tn,
-                **{name: part / whole if whole else np.nan for name, (part, whole) in shares.items()},
-                "fps_per_scan": fp / num_scans,
-                "natural_prevalence": prevalence,
-                **{name: float(value) for name, value in values.items()},
-                "interval_95": {
-                    **{name: wilson_95(*counts).tolist() for name, counts in shares.items()},
-                    "fps_per_scan": interval_95(weights @ alarms / num_scans).tolist(),
-                    **{name: interval_95(value).tolist() for name, value in resampled.items()},
-                },
+                **{name: int(count) for name, count in counts.items()},
+                **{name: float(value) for name, value in found.items()},
+                "natural_prevalence": natural,
+                "interval_95": intervals and {name: bounds.tolist() for name, bounds in intervals.items()},
             }
         )
     return results
@@ -233,6 +235,9 @@ def decision_curve(
 def read(path: Path) -> dict[str, Any]:
     """Reads an `operating_points.json`.
 
+    Returns:
+        What it holds; of each of its `points`, what `choose` gives is there, its numbers finite.
+
     Raises:
         InputError: If it is missing or something else.
     """
@@ -240,23 +245,53 @@ def read(path: Path) -> dict[str, Any]:
         raise InputError(f"No operating points at {path}. Make them: luna-cls calibrate RUN.")
     try:
         stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        for point in stored["points"]:
-            Goal(point["goal"], float(point["value"])).check()
-            float(point["threshold_logit"])
-    except (ValueError, KeyError, TypeError) as error:
-        reason = f"{type(error).__name__}: {error}"
+        stored["points"] = [_read_point(point) for point in stored["points"]]
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+        reason = " ".join(f"{kind}{error}".split())
         raise InputError(
             f"{path} holds no operating points ({reason}). Make them anew: luna-cls calibrate RUN --force."
         ) from error
     return stored
 
 
+def _read_point(point: Mapping[str, Any]) -> dict[str, Any]:
+    names = "value", "threshold_logit", "threshold_probability"
+    low, high = point["threshold_interval_95"]
+    read = {
+        **point,
+        **{name: _number(point[name], name) for name in names},
+        "threshold_interval_95": [_number(bound, "threshold_interval_95") for bound in (low, high)],
+    }
+    Goal(read["goal"], read["value"]).check()
+    shares = [read["threshold_probability"], *read["threshold_interval_95"]]
+    if not all(0 <= share <= 1 for share in shares):
+        raise InputError(f"A probability lies from 0 to 1. Received: {shares}.")
+    if "natural_prevalence" in read:
+        read["natural_prevalence"] = own = _number(read["natural_prevalence"], "natural_prevalence")
+        if not 0 < own < 1:
+            raise InputError(f"A prevalence lies between 0 and 1. Received: {own}.")
+    return read
+
+
+def _number(value: Any, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise InputError(f"{name} must be finite numbers. Received: {str(value)[:80]!r}.")
+    return float(value)
+
+
 def _checked(
     labels: ArrayLike, logits: ArrayLike, series: ArrayLike
 ) -> tuple[Labels, Floats, NDArray[np.int64], int]:
-    truth, given = np.asarray(labels, np.int64), np.asarray(logits, float)
-    check_classes(truth, given)
-    scan_of, scans = pd.factorize(np.asarray(series))
+    truth, given, scan = np.asarray(labels, np.int64), np.asarray(logits, float), np.asarray(series)
+    if not truth.shape == given.shape == scan.shape or given.ndim != 1 or not len(given):
+        raise InputError(
+            "Labels, logits and scans must be as many, in one row, and some. "
+            f"Received: shapes {truth.shape}, {given.shape} and {scan.shape}."
+        )
+    if not (np.isfinite(given).all() and np.isin(truth, (0, 1)).all()):
+        raise InputError("A logit is finite, and a label 1 for a nodule, 0 for the rest. Received others.")
+    scan_of, scans = pd.factorize(scan)
     return truth, given, scan_of, len(scans)
 
 
@@ -310,7 +345,18 @@ def _first_reaching(
     return found
 
 
-def _by_bayes(sensitivity: Floats, false_positive_rate: Floats, prevalence: float) -> dict[str, Floats]:
-    hit, alarm = sensitivity * prevalence, false_positive_rate * (1 - prevalence)
-    missed, dismissed = (1 - sensitivity) * prevalence, (1 - false_positive_rate) * (1 - prevalence)
-    return {"natural_ppv": hit / (hit + alarm), "natural_npv": dismissed / (dismissed + missed)}
+def _shares(counts: Mapping[str, Floats], num_scans: int, prevalence: float) -> dict[str, Floats]:
+    """What `apply` gives of each point, from `tp`, `fp`, `fn`, `tn`: one each, or `(resamples,)`."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        shares = {
+            name: counts[part] / (counts[part] + counts[rest]) for name, (part, rest) in _SHARES.items()
+        }
+        sensitivity, specificity = shares["sensitivity"], shares["specificity"]
+        hit, alarm = sensitivity * prevalence, (1 - specificity) * (1 - prevalence)
+        missed, dismissed = (1 - sensitivity) * prevalence, specificity * (1 - prevalence)
+        return {
+            **shares,
+            "fps_per_scan": counts["fp"] / num_scans,
+            "natural_ppv": hit / (hit + alarm),
+            "natural_npv": dismissed / (dismissed + missed),
+        }

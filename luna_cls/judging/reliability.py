@@ -11,6 +11,7 @@ reliability curve whose bins hold equally many *nodules*, and a second error fro
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -61,8 +62,9 @@ def assess(
         begins at 0 where chance alone gives as much in one case of twenty. (In 150 simulations each of four
         kinds, of 100 scans with 20 candidates, it held the true ECE in 89 to 97 %.);
         `curve`, `curve_of_nodules`: a bin each: `mean_probability`, `observed_share`, `count`, `num_nodules`,
-        `interval_95` of the share (Wilson 1927). The first bin of the second holds what is less probable
-        than every nodule, if anything is;
+        `interval_95` of the share, over scans where `series` is given, as `share_interval_95` has it; else
+        Wilson's (1927), which takes candidates to be independent. The first bin of the second holds what is
+        less probable than every nodule, if anything is;
         `no_skill`: the figures of always giving the prevalence.
 
     Raises:
@@ -74,6 +76,7 @@ def assess(
     uncertainty = prevalence * (1 - prevalence)
     found = _figures(truth, given, by_mass, by_nodules)
     spread = _sums(by_mass, given * (1 - given))
+    draws = None if series is None else _Draws.of(np.asarray(series), resamples, seed)
     return {
         "num_candidates": len(truth),
         "num_nodules": int(truth.sum()),
@@ -84,10 +87,10 @@ def assess(
         "brier_parts": _brier_parts(truth, given, by_mass),
         "brier_skill": 1 - found["brier"] / uncertainty if uncertainty else np.nan,
         "interval_95": None
-        if series is None
-        else _intervals(truth, given, (by_mass, by_nodules), found, np.asarray(series), resamples, seed),
-        "curve": _curve(truth, given, by_mass),
-        "curve_of_nodules": _curve(truth, given, by_nodules),
+        if draws is None
+        else _intervals(truth, given, (by_mass, by_nodules), found, draws),
+        "curve": _curve(truth, given, by_mass, draws),
+        "curve_of_nodules": _curve(truth, given, by_nodules, draws),
         "no_skill": {
             "mean_probability": prevalence,
             "ece": 0.0,
@@ -138,6 +141,47 @@ def wilson_95(part: ArrayLike, whole: ArrayLike) -> Floats:
         middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
         half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     return np.clip([middle - half, middle + half], 0, 1)
+
+
+def share_interval_95(part: float, whole: float, drawn: Floats) -> Floats:
+    """The 95 % interval of a share of candidates, those of one scan not being independent.
+
+    Args:
+        part: How many, in the scans as they are.
+        whole: Of how many.
+        drawn: `(resamples,)`, the share in draws of the scans; NaN where there is none.
+
+    Returns:
+        Lower and upper bound, float64 `(2,)`: the middle 95 % of the draws; Wilson's where these do not vary,
+        as they never do about 0 of n and n of n. NaN where `whole` is 0.
+    """
+    defined = drawn[np.isfinite(drawn)]
+    varies = len(defined) > 0 and defined.min() < defined.max()
+    return interval_95(defined) if varies else wilson_95(part, whole)
+
+
+@dataclass(frozen=True, eq=False)
+class _Draws:
+    """Draws of the scans.
+
+    Args:
+        scan_of: `(n,)`, the scan of each candidate.
+        weights: `(resamples, scans)`, how often each is drawn.
+    """
+
+    scan_of: NDArray[np.int64]
+    weights: Floats
+
+    @classmethod
+    def of(cls, series: NDArray[Any], resamples: int, seed: int) -> _Draws:
+        scan_of, scans = pd.factorize(series)
+        return cls(scan_of, scan_weights(len(scans), resamples, seed).astype(float))
+
+    def sums(self, bin_of: Bins, values: NDArray[Any] | None = None) -> Floats:
+        """Sums in bins, `(resamples, bins)`."""
+        shape = self.weights.shape[1], int(bin_of.max()) + 1
+        cells = np.bincount(self.scan_of * shape[1] + bin_of, values, minlength=shape[0] * shape[1])
+        return self.weights @ cells.reshape(shape).astype(float)
 
 
 def _checked(labels: ArrayLike, probability: ArrayLike) -> tuple[Labels, Floats]:
@@ -226,9 +270,14 @@ def _brier_parts(labels: Labels, probability: Floats, bin_of: Bins) -> dict[str,
     }
 
 
-def _curve(labels: Labels, probability: Floats, bin_of: Bins) -> list[dict[str, Any]]:
+def _curve(labels: Labels, probability: Floats, bin_of: Bins, draws: _Draws | None) -> list[dict[str, Any]]:
     counts, nodules = _sums(bin_of), _sums(bin_of, labels)
     means = _sums(bin_of, probability) / counts
+    intervals = wilson_95(nodules, counts).T
+    if draws is not None:
+        with np.errstate(invalid="ignore"):  # a bin of which nothing was drawn
+            drawn = draws.sums(bin_of, labels) / draws.sums(bin_of)
+        intervals = np.array(list(map(share_interval_95, nodules, counts, drawn.T)))
     return [
         {
             "mean_probability": float(mean),
@@ -237,9 +286,7 @@ def _curve(labels: Labels, probability: Floats, bin_of: Bins) -> list[dict[str, 
             "num_nodules": int(part),
             "interval_95": bounds.tolist(),
         }
-        for mean, part, whole, bounds in zip(
-            means, nodules, counts, wilson_95(nodules, counts).T, strict=True
-        )
+        for mean, part, whole, bounds in zip(means, nodules, counts, intervals, strict=True)
     ]
 
 
@@ -248,19 +295,9 @@ def _intervals(
     probability: Floats,
     bins: tuple[Bins, Bins],
     found: dict[str, float],
-    series: NDArray[Any],
-    resamples: int,
-    seed: int,
+    draws: _Draws,
 ) -> dict[str, list[float]]:
-    scan_of, scans = pd.factorize(series)
-    weights = scan_weights(len(scans), resamples, seed).astype(float)
-
-    def resampled(bin_of: Bins, values: NDArray[Any] | None = None) -> Floats:
-        """Sums in bins, `(resamples, bins)`."""
-        shape = len(scans), int(bin_of.max()) + 1
-        cells = np.bincount(scan_of * shape[1] + bin_of, values, minlength=shape[0] * shape[1])
-        return weights @ cells.reshape(shape).astype(float)
-
+    resampled = draws.sums
     by_mass, by_nodules = bins
     together = np.zeros(len(labels), np.int64)
     counts = resampled(together)

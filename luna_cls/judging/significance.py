@@ -15,6 +15,7 @@ from luna_cls.errors import InputError
 Floats = NDArray[np.float64]
 
 _Z_95 = float(norm.ppf(0.975))
+_ROUNDING = 1e-12  # far below what one candidate changes
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +26,8 @@ class DeLong:
         auc_a: Of the first scores.
         auc_b: Of the second.
         covariance: float64 `(2, 2)`, of the two AUCs; NaN if a class has a single cluster.
-        standard_error: Of `difference`.
+        standard_error: Of `difference`; 0 where all scans show the same. There is then neither interval nor
+            p-value of a difference: what never differs here may differ elsewhere.
     """
 
     auc_a: float
@@ -40,17 +42,18 @@ class DeLong:
 
     @property
     def interval_95(self) -> tuple[float, float]:
-        """Of the difference, by the normal distribution."""
+        """Of the difference, by the normal distribution; NaN where there is none."""
+        if self.difference != 0 and self.standard_error == 0:
+            return np.nan, np.nan
         half = _Z_95 * self.standard_error
         return self.difference - half, self.difference + half
 
     @property
     def p(self) -> float:
         """Two-sided, of no difference; 1 if the scores rank all pairs alike."""
-        if self.difference == 0 and self.standard_error == 0:
-            return 1.0
-        with np.errstate(divide="ignore"):
-            return float(2 * norm.sf(np.abs(np.divide(self.difference, self.standard_error))))
+        if self.standard_error == 0:
+            return 1.0 if self.difference == 0 else np.nan
+        return float(2 * norm.sf(abs(self.difference) / self.standard_error))
 
     def summary(self) -> dict[str, Any]:
         """What `comparison.json` holds of it."""
@@ -127,7 +130,8 @@ def delong(
     # Of the difference by itself, so that equal scores have exactly none.
     variance = _clustered_covariance(parts[:1] - parts[1:], is_nodule, cluster)[0, 0]
     covariance = _clustered_covariance(parts, is_nodule, cluster)
-    return DeLong(float(auc[0]), float(auc[1]), covariance, float(np.sqrt(max(variance, 0.0))))
+    error = float(np.sqrt(max(variance, 0.0)))
+    return DeLong(float(auc[0]), float(auc[1]), covariance, 0.0 if error < _ROUNDING else error)
 
 
 def auc_interval_95(auc: float, variance: float) -> tuple[float, float]:
@@ -165,7 +169,7 @@ def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike) -> McNemar:
     only_a, only_b = int((first & ~second).sum()), int((~first & second).sum())
     fewer, either = min(only_a, only_b), only_a + only_b
     mid_p = 2 * binom.cdf(fewer, either, 0.5) - binom.pmf(fewer, either, 0.5)
-    return McNemar(only_a, only_b, float(mid_p))
+    return McNemar(only_a, only_b, min(1.0, float(mid_p)))  # rounding can carry it past 1
 
 
 def holm(p_values: ArrayLike) -> Floats:
@@ -209,14 +213,17 @@ def correlated_t(differences: ArrayLike, rope: float, correlation: float) -> Bel
 
 
 def bayesian_sign_test(differences: ArrayLike, rope: float, seed: int = 0, draws: int = 50_000) -> Beliefs:
-    """What to believe of two systems after several data sets.
+    """What to believe of two systems after several data sets, or the folds of a cross-validation.
+
+    It takes differences over data sets as well as over folds. Folds it takes to be independent, and of each
+    only the sign, so that over them it is the weaker companion of `correlated_t`.
 
     How often each is better, and how often they are equivalent, follow a Dirichlet distribution, to which
     one data set of equivalence is added beforehand. Each probability is that of being the most frequent of
-    the three on the next data sets.
+    the three on the next data sets, or folds.
 
     Args:
-        differences: `(datasets,)`, of a metric, higher for the first system being better.
+        differences: `(datasets,)` or `(folds,)`, of a metric, higher for the first system being better.
         rope: Half the width of the region of practical equivalence: differences this small do not matter.
         seed: Same seed, same draws.
         draws: From the posterior; 50,000 leave a standard error of 0.002 or less.

@@ -9,6 +9,7 @@ import numpy as np
 from luna_cls.judging.paired_bootstrap import Difference
 
 LEVEL = 0.05
+_ROUNDING = 1e-12  # far below what one candidate changes
 FEWEST_SCANS = 10  # with fewer a bootstrap hardly varies, and no verdict is given
 IN_WORDS = {"cpm": "CPM", "auc": "AUC"}
 
@@ -63,36 +64,63 @@ def of_all(
 ) -> str:
     """Names the best of several systems, whom it beats, and whom it cannot be told from.
 
+    Where several are equally good, all of them are named; they beat whom each of them beats.
+
     Args:
         metric: "cpm" or "auc".
         scores: The metric of each system.
         pairs: The difference of each pair of them, first less second.
         p_holm: Of each pair, adjusted for all.
     """
-    best = max(scores, key=lambda name: scores[name])
-    beaten, alike = [], []
+    highest = max(scores.values())
+    best = [name for name, score in scores.items() if score >= highest - _ROUNDING]
+    num_scans = next(iter(pairs.values())).num_scans
+    # Of each other system, the pairs with the best; and whether all of them are told apart.
+    against: dict[str, Difference] = {}
+    is_beaten: dict[str, bool] = {}
     for ((a, b), found), p in zip(pairs.items(), p_holm, strict=True):
-        if best in (a, b):
-            other = b if best == a else a
-            if p < LEVEL and found.num_scans >= FEWEST_SCANS:
-                beaten.append(f"{other} by {_amount(metric, found)}")
-            else:
-                alike.append(other)
-    sentences = [f"{best} has the highest {IN_WORDS[metric]}, {scores[best]:.3f}."]
+        if (a in best) != (b in best):
+            other = b if a in best else a
+            against[other] = found
+            is_beaten[other] = is_beaten.get(other, True) and p < LEVEL and num_scans >= FEWEST_SCANS
+    word, score = IN_WORDS[metric], f"{highest:.3f}"
+    if len(best) == 1:
+        sentences = [f"{best[0]} has the highest {word}, {score}."]
+        beats, cannot = "It is better than", "It cannot be told from"
+    else:
+        rank = "" if len(best) == len(scores) else ", the highest"
+        sentences = [f"{_listed(best)} have the same {word}, {score}{rank}."]
+        beats, cannot = "Each of them is better than", "Not each of them can be told from"
+    beaten = [
+        # How sure the difference is depends on the pair, so that of several best only its size is told.
+        f"{other} by {_amount(metric, found) if len(best) == 1 else _size(metric, found)}"
+        for other, found in against.items()
+        if is_beaten[other]
+    ]
+    alike = [other for other in against if not is_beaten[other]]
     if beaten:
-        sentences.append(f"It is better than {_listed(beaten)}.")
+        sentences.append(f"{beats} {_listed(beaten)}.")
     if alike:
-        sentences.append(f"It cannot be told from {_listed(alike)} with these {found.num_scans:,} scans.")
+        sentences.append(f"{cannot} {_listed(alike)} with these {num_scans:,} scans.")
+    if num_scans < FEWEST_SCANS:
+        sentences.append(f"A verdict takes {FEWEST_SCANS} scans or more.")
     return " ".join(sentences)
 
 
 def _amount(metric: str, found: Difference, more: str = "") -> str:
     """`0.021 CPM (95 % 0.004 to 0.039)`, as seen by the better of the two."""
     low, high = found.interval_95 if found.difference > 0 else (-found.interval_95[1], -found.interval_95[0])
-    size = abs(found.difference)
-    digits = min(max(3, int(np.ceil(-np.log10(size)))), 9)
+    digits = _digits(found)
     bounds = f"95 % {low:.{digits}f} to {high:.{digits}f}" if low < high else "no interval from so few scans"
-    return f"{size:.{digits}f} {IN_WORDS[metric]} ({bounds}{more})"
+    return f"{_size(metric, found)} ({bounds}{more})"
+
+
+def _size(metric: str, found: Difference) -> str:
+    return f"{abs(found.difference):.{_digits(found)}f} {IN_WORDS[metric]}"
+
+
+def _digits(found: Difference) -> int:
+    return min(max(3, int(np.ceil(-np.log10(abs(found.difference))))), 9)
 
 
 def _p(p: float) -> str:

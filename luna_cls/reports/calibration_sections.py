@@ -116,13 +116,18 @@ def _reliability_figure(assessed: Mapping[str, Any]) -> Figure:
         for entry in assessed["curve_of_nodules"]
     ]
     spread = " Both axes are in log odds, which spreads small probabilities out." if is_small else ""
+    source = (
+        "by a bootstrap over scans (Wilson's where all draws give the same share)"
+        if assessed.get("interval_95")
+        else "Wilson's, which take candidates to be independent"
+    )
     return Figure(
         "Reliability",
         to_svg(drawing, "reliability"),
         f"Reliability curve: expected calibration error {number(assessed['ece'], 4)}, around nodules "
         f"{number(assessed['ece_of_nodules'])}.",
         "On the dashed line a probability is the share of nodules among candidates that have it; below it "
-        f"probabilities are too high. Bars are 95 % intervals (Wilson).{spread}",
+        f"probabilities are too high. Bars are 95 % intervals, {source}.{spread}",
         Table(
             "Bins with equally many nodules",
             ("Mean probability", "On nodules", "Share", "95 % interval"),

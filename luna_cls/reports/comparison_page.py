@@ -216,11 +216,18 @@ def _further_tests(pair: Mapping[str, Any]) -> list[str]:
         )
     folds = pair.get("over_folds")
     if folds:
+        signs = folds.get("sign_test")
+        by_signs = (
+            f"; in the same order {percent(signs['a_better'])}, {percent(signs['b_better'])} and "
+            f"{percent(signs['equivalent'])} by the Bayesian sign test, which takes folds to be independent"
+            if signs
+            else ""
+        )
         tests.append(
             f"Over {folds['folds']} folds, the probability that {a} is better in {name_of(folds['metric'])} "
             f"by more than {folds['rope']:g} is {percent(folds['a_better'])}, that {b} is "
             f"{percent(folds['b_better'])}, and that they are as good as equal "
-            f"{percent(folds['equivalent'])} (Bayesian correlated t-test)."
+            f"{percent(folds['equivalent'])} (Bayesian correlated t-test){by_signs}."
         )
     return tests
 
