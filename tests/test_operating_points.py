@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from scipy.special import expit, logit
 
 from luna_cls.errors import InputError
+from luna_cls.files import write_json
 from luna_cls.judging import operating_points
 from luna_cls.judging.operating_points import Goal, choose, decision_curve
 from luna_cls.judging.resampling import scan_weights
@@ -349,6 +350,16 @@ def test_a_file_reads_back_in_floats(tmp_path):
     assert read == {"points": [{**POINT, "tp": 3}], "fitted_on": {}}
     assert {type(read["points"][0][name]) for name in ("value", "threshold_logit")} == {float}
     assert [type(bound) for bound in read["points"][0]["threshold_interval_95"]] == [float, float]
+
+
+def test_a_threshold_that_never_varies_is_read_without_an_interval(tmp_path):
+    """What `choose` leaves as NaN stands as null in the file, and is NaN again."""
+    path = tmp_path / "operating_points.json"
+    write_json(path, {"points": [{**POINT, "threshold_interval_95": [float("nan"), float("nan")]}]})
+
+    (point,) = operating_points.read(path)["points"]
+
+    assert np.isnan(point["threshold_interval_95"]).all()
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,8 @@ def choose(
 
     Returns:
         For each goal `goal`, `value`, `threshold_logit`, `threshold_probability` and
-        `threshold_interval_95`, in probability: where the threshold falls on other draws of these scans.
+        `threshold_interval_95`, in probability: where the threshold falls on other draws of these scans; NaN
+        where it is the same on all.
 
     Raises:
         InputError: If a goal is none, a class is missing or a logit is not finite.
@@ -258,13 +259,15 @@ def read(path: Path) -> dict[str, Any]:
 def _read_point(point: Mapping[str, Any]) -> dict[str, Any]:
     names = "value", "threshold_logit", "threshold_probability"
     low, high = point["threshold_interval_95"]
+    is_known = (low, high) != (None, None)  # as `choose` leaves it where every draw has the same threshold
+    bounds = [_number(bound, "threshold_interval_95") for bound in (low, high)] if is_known else []
     read = {
         **point,
         **{name: _number(point[name], name) for name in names},
-        "threshold_interval_95": [_number(bound, "threshold_interval_95") for bound in (low, high)],
+        "threshold_interval_95": bounds or [math.nan, math.nan],
     }
     Goal(read["goal"], read["value"]).check()
-    shares = [read["threshold_probability"], *read["threshold_interval_95"]]
+    shares = [read["threshold_probability"], *bounds]
     if not all(0 <= share <= 1 for share in shares):
         raise InputError(f"A probability lies from 0 to 1. Received: {shares}.")
     if "natural_prevalence" in read:

@@ -171,7 +171,7 @@ def print_operating_points(console: Console, title: str, points: Sequence[Mappin
         table.add_row(
             f"{point['value']:g} FP a scan" if is_rate else f"sensitivity {point['value']:g}",
             f"{point['threshold_probability']:.4f}",
-            f"{low:.4f} - {high:.4f}",
+            f"{low:.4f} to {high:.4f}" if math.isfinite(low) else "-",
             _share(point["sensitivity"]),
             f"{point['fps_per_scan']:.2f}",
             _share(point["ppv"]),
