@@ -275,6 +275,9 @@ def test_without_a_bootstrap_there_is_a_curve_without_a_band(own):
     assert "--resamples" in text
 
 
+SCANS = ("seriesuid", "num_nodules", "num_found", "num_marks", "num_false_positives", "found_at_1")
+
+
 @pytest.mark.parametrize(
     ("kind", "name", "content", "words"),
     [
@@ -285,10 +288,12 @@ def test_without_a_bootstrap_there_is_a_curve_without_a_band(own):
         ("run", "metrics.json", "{}", "lacks best_epoch"),
         ("run", "validation_predictions.csv", "", "validation_predictions.csv is damaged"),
         ("findings", "findings.csv", "seriesuid\n1\n", "lacks the column coordX"),
+        ("findings", "findings.csv", "seriesuid,coordX,coordY,coordZ,probability\n1,0,0,0,xyz\n", "is 'xyz'"),
+        ("evaluation", "scans.csv", f"{','.join(SCANS)}\n1,2,two,3,0,1\n", "num_found is 'two'"),
         ("comparison", "comparison.json", '{"names": []}', "lacks verdict"),
     ],
 )
-def test_a_damaged_file_is_one_line(own, run_cli, kind, name, content, words):
+def test_a_damaged_file_is_one_line(own, kind, name, content, words):
     """Status 1, one line that names the file, and no page."""
     folder = own(kind)
     (folder / name).write_text(content)
@@ -297,6 +302,29 @@ def test_a_damaged_file_is_one_line(own, run_cli, kind, name, content, words):
         write_report(folder)
 
     assert name in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (folder / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "content"),
+    [
+        ("evaluation", "evaluation.json", {"inputs": [1]}),
+        ("evaluation", "operating_points.json", {"points": None, "decision_curve": [{}]}),
+        ("evaluation", "reliability.json", {"ece": 1}),
+        ("run", "metrics.json", {"best_epoch": 1, "monitor": "val_auc", "validation": {}, "no_skill": {}}),
+        ("comparison", "comparison.json", {"names": 1, "verdict": 2, "pairs": 3, "num_scans": 4}),
+    ],
+)
+def test_a_file_that_holds_something_else_is_one_line(own, kind, name, content):
+    """JSON that can be read but is not what was written: one line that names the folder, and no page."""
+    folder = own(kind)
+    (folder / name).write_text(json.dumps(content))
+
+    with pytest.raises(InputError, match=r"is damaged \(.+\)\. Make it again\.") as error:
+        write_report(folder)
+
+    assert str(error.value).startswith(str(folder))
     assert "\n" not in str(error.value)
     assert not (folder / "report.html").exists()
 

@@ -63,7 +63,17 @@ def write_report(folder: Path, *, scans: Iterable[Path] = (), store: CubeStore |
         raise InputError(
             f"The run {folder} is not finished: it has no metrics.json. Go on with it: --resume."
         )
-    write_text(folder / REPORT, render(read(folder, Cubes(store, scans))))
+    cubes = Cubes(store, scans)
+    try:
+        html = render(read(folder, cubes))
+    except InputError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+        # Files are read as they were written. What has no number, name or list where one was is damaged.
+        reason = " ".join(str(error).split()).rstrip(".")
+        lacking = "it lacks " if isinstance(error, KeyError) else ""
+        raise InputError(f"{folder} is damaged ({lacking}{reason}). Make it again.") from error
+    write_text(folder / REPORT, html)
     return folder / REPORT
 
 
