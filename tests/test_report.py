@@ -15,7 +15,9 @@ from luna_cls.cli import _add_report
 from luna_cls.cubes.cutting import cut_cubes
 from luna_cls.errors import InputError
 from luna_cls.files import COORDINATES
-from luna_cls.reports.blocks import Page, Section, Table, number, percent, probability
+from luna_cls.reports.blocks import Page, Section, Table, Uid, number, percent, probability
+from luna_cls.reports.calibration_sections import decisions
+from luna_cls.reports.candidates import accuracy_in_words
 from luna_cls.reports.evidence import apart
 from luna_cls.reports.page import render, write_evaluation_report, write_report
 from luna_cls.reports.viewer import Cubes, in_window, middle_planes, sprite
@@ -308,6 +310,9 @@ def test_without_a_bootstrap_there_is_a_curve_without_a_band(own):
     assert "--resamples" in text
 
 
+SCANS = ("seriesuid", "num_nodules", "num_found", "num_marks", "num_false_positives", "found_at_1")
+
+
 @pytest.mark.parametrize(
     ("kind", "name", "content", "words"),
     [
@@ -318,10 +323,12 @@ def test_without_a_bootstrap_there_is_a_curve_without_a_band(own):
         ("run", "metrics.json", "{}", "lacks best_epoch"),
         ("run", "validation_predictions.csv", "", "validation_predictions.csv is damaged"),
         ("findings", "findings.csv", "seriesuid\n1\n", "lacks the column coordX"),
+        ("findings", "findings.csv", "seriesuid,coordX,coordY,coordZ,probability\n1,0,0,0,xyz\n", "is 'xyz'"),
+        ("evaluation", "scans.csv", f"{','.join(SCANS)}\n1,2,two,3,0,1\n", "num_found is 'two'"),
         ("comparison", "comparison.json", '{"names": []}', "lacks verdict"),
     ],
 )
-def test_a_damaged_file_is_one_line(own, run_cli, kind, name, content, words):
+def test_a_damaged_file_is_one_line(own, kind, name, content, words):
     """Status 1, one line that names the file, and no page."""
     folder = own(kind)
     (folder / name).write_text(content)
@@ -330,6 +337,29 @@ def test_a_damaged_file_is_one_line(own, run_cli, kind, name, content, words):
         write_report(folder)
 
     assert name in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (folder / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "content"),
+    [
+        ("evaluation", "evaluation.json", {"inputs": [1]}),
+        ("evaluation", "operating_points.json", {"points": None, "decision_curve": [{}]}),
+        ("evaluation", "reliability.json", {"ece": 1}),
+        ("run", "metrics.json", {"best_epoch": 1, "monitor": "val_auc", "validation": {}, "no_skill": {}}),
+        ("comparison", "comparison.json", {"names": 1, "verdict": 2, "pairs": 3, "num_scans": 4}),
+    ],
+)
+def test_a_file_that_holds_something_else_is_one_line(own, kind, name, content):
+    """JSON that can be read but is not what was written: one line that names the folder, and no page."""
+    folder = own(kind)
+    (folder / name).write_text(json.dumps(content))
+
+    with pytest.raises(InputError, match=r"is damaged \(.+\)\. Make it again\.") as error:
+        write_report(folder)
+
+    assert str(error.value).startswith(str(folder))
     assert "\n" not in str(error.value)
     assert not (folder / "report.html").exists()
 
@@ -518,3 +548,179 @@ def test_pictures_of_the_page_are_those_of_the_cubes(own, small_store):
     picture = imread(io.BytesIO(base64.b64decode(Parsed(html).all("img")[0]["src"].split(",")[1])))
 
     np.testing.assert_array_equal(np.rint(picture * 255), middle_planes(in_window(cube.hu)))
+
+
+def _with(folder, name, **content):
+    """Puts some values into a JSON file of a folder, which is made if it is not there."""
+    path = folder / name
+    stored = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps({**stored, **content}))
+    return folder
+
+
+def test_a_comparison_of_few_scans_says_that_they_decide_nothing(own):
+    """Four scans, and a warning in comparison.json: both stand high up, the bar is faint; 40 scans decide."""
+    folder = _with(own("comparison"), "comparison.json", warnings=["second: <b> is odd."])
+
+    few = write_report(folder).read_text()
+    many = write_report(_with(folder, "comparison.json", num_scans=40)).read_text()
+
+    warnings = Parsed(few).text.split("What may mislead")[1].split("How far apart they are")[0]
+    assert "second: <b> is odd." in warnings
+    assert "4 scans only" in warnings
+    assert "4 scans only" not in many
+    assert "fewer than ten scans decide nothing" in few
+    assert "fewer than ten scans decide nothing" not in many
+    assert "opacity: 0.2" in few[few.index('id="differences-') :]
+    assert "opacity: 0.2" not in many[many.index('id="differences-') : many.index('id="froc-')]
+
+
+def test_p_is_called_adjusted_only_where_it_is(own):
+    """Of one pair p is as it is, and may be unknown; of two pairs it is adjusted."""
+    folder = own("comparison")
+    (pair,) = json.loads((folder / "comparison.json").read_text())["pairs"]
+    unknown = {**pair, "p_holm": None}
+
+    one = Parsed(write_report(_with(folder, "comparison.json", pairs=[unknown])).read_text()).text
+    two = Parsed(write_report(_with(folder, "comparison.json", pairs=[pair, pair])).read_text()).text
+
+    assert "p, adjusted" not in one
+    assert "p, adjusted" in two
+
+
+def test_a_calibrated_run_says_which_probabilities_are_as_trained(own, pages):
+    """Verdict, histogram, confusion, reliability and cards do; without a calibration nothing does."""
+    text = Parsed(pages["run"]).text
+    folder = own("run")
+    for name in ("calibration.json", "operating_points.json"):
+        (folder / name).unlink()
+
+    for words in (
+        "at probability 1/2 as trained, before calibration, ",
+        "Probabilities as trained, before calibration",
+        "Confusion matrix at probability 1/2 as trained, before calibration",
+        "These are probabilities as trained, before calibration.",
+    ):
+        assert words in text
+    assert text.count("Probabilities are as trained, before calibration.") == 2
+    assert "before calibration" not in Parsed(write_report(folder).read_text()).text
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "words"),
+    [(0.77, "less than always"), (0.98, "the same as always"), (0.99, "more than always")],
+)
+def test_accuracy_is_set_against_always_saying_no(accuracy, words):
+    """Always saying no is right in 98 %."""
+    assert words in accuracy_in_words({"accuracy": accuracy}, {"accuracy": 0.98})
+
+
+def test_pictures_tell_how_wide_they_are_and_how_they_lie(own, pages, small_store):
+    """Cut from scans a plane is 41 mm wide, from the store 31 mm; the axes are LPS."""
+    stored = Parsed(write_report(own("run"), store=small_store).read_text()).text
+    cut = Parsed(pages["run"]).text
+
+    for text, width in ((stored, 31), (cut, 41)):
+        assert f"each plane, which is {width} mm wide" in text
+        assert "in the sagittal plane the front is on the left" in text
+        assert "x grows to the patient's left, y to the back, z to the head (LPS)" in text
+        assert "Candidates on nodules with the lowest probability" in text
+        assert "Worst misses" not in text
+
+
+def test_figures_say_what_they_are(pages):
+    """Each calibration figure has its line; what depends on the threshold names it, AUC does not."""
+    text = Parsed(pages["run"]).text
+
+    for words in ("Brier score mean square", "Log loss mean surprise", "Calibration slope (right: 1) of a"):
+        assert words in text
+    assert "sensitivity of candidates, at probability 1/2" in text
+    assert "AUC of candidates" not in text
+
+
+@pytest.mark.parametrize(
+    ("benefits", "words"),
+    [
+        ([0, 0, 0, 0, 0], "none at no threshold."),
+        ([0, 1, 1, 0, 0], "none at thresholds from 0.20 to 0.30."),
+        ([1, 1, 0, 1, 0], "none at thresholds from 0.10 to 0.20 and at threshold 0.40."),
+    ],
+)
+def test_a_decision_curve_says_where_the_model_is_of_use(benefits, words):
+    """Stretch by stretch, not from the first to the last threshold; also under the drawing."""
+    curve = [
+        {"threshold": threshold, "net_benefit": benefit / 100, "treat_all": -0.1, "treat_none": 0.0}
+        for threshold, benefit in zip((0.1, 0.2, 0.3, 0.4, 0.5), benefits, strict=True)
+    ]
+
+    (figure,) = decisions({"points": None, "decision_curve": curve}, "").blocks
+
+    assert words in figure.alternative
+    assert words in figure.caption
+
+
+@pytest.mark.parametrize(
+    ("calibration", "words"),
+    [
+        ({"method": "platt"}, "The probabilities are calibrated, by Platt's slope and intercept."),
+        (None, "The probabilities are as trained, not calibrated."),
+    ],
+)
+def test_findings_say_whether_they_are_calibrated(own, calibration, words):
+    """As prediction.json has it, beside the verdict."""
+    folder = _with(own("findings"), "prediction.json", model="model.keras", calibration=calibration)
+
+    text = Parsed(write_report(folder).read_text()).text
+
+    assert words in text.split("For research")[0]
+
+
+def test_one_scan_is_spoken_of_as_one(own):
+    """One scan, one finding of 0.2: no "1 of 1 scan"; of failures, scans and candidates are counted."""
+    folder = own("findings")
+    findings = pd.read_csv(folder / "findings.csv", dtype={"seriesuid": str}).head(1).assign(probability=0.2)
+    findings.to_csv(folder / "findings.csv", index=False)
+    (folder / "seriesuids.csv").write_text(f"{findings['seriesuid'].iloc[0]}\n")
+    (folder / "failures.csv").write_text("seriesuid,row,status,reason\na,,x,y\na,1,x,y\na,2,x,y\n")
+
+    text = Parsed(write_report(folder).read_text()).text
+
+    assert "In the one scan there is no place with a probability of 1/2 or more." in text
+    assert "1 scan and 2 candidates could not be used." in text
+
+
+@pytest.mark.parametrize(
+    ("inputs", "title"),
+    [
+        ({"predictions": "findings.csv", "folder": "unet"}, "unet"),
+        ({"predictions": "findings.csv"}, "evaluation"),
+        ({"predictions": "mine.csv", "folder": None}, "mine.csv"),
+    ],
+)
+def test_an_evaluation_is_called_after_what_was_evaluated(own, inputs, title):
+    """A file that a command has named says nothing: its folder does, or else that of the evaluation."""
+    folder = _with(own("evaluation"), "evaluation.json", inputs=inputs)
+
+    assert f"<h1>{title}</h1>" in write_report(folder).read_text()
+
+
+def test_an_interval_that_is_not_known_is_not_shown(own):
+    """A CPM that no resample changes has no interval: no brackets in the verdict."""
+    folder = _with(own("evaluation"), "froc.json", cpm_interval_95=[None, None])
+
+    html = write_report(folder).read_text()
+
+    assert "resamples of scans)" not in html[: html.index("For research")]
+
+
+def test_long_uids_are_shortened_in_tables_and_options_do_not_break():
+    """Of 30 characters the last 10 are seen and all are in the title; a command is code, word by word."""
+    uid = Uid("1.2.3.4.5.6.7.8.9.0.1234567890")
+    table = Table("Scans", ("Scan",), [(uid,), (Uid("9.9"),)])
+    section = Section("one", "One", ("Try luna-cls evaluate with --resamples 1000.",), [table])
+    html = render(Page("Kind", "Title", "Verdict.", sections=[section]))
+
+    assert f'<span title="{uid}">…1234567890</span>' in html
+    assert ">9.9<" in html
+    assert "<code><span>luna-cls</span> <span>evaluate</span></code> with" in html
+    assert "<code><span>--resamples</span> <span>1000</span></code>." in html

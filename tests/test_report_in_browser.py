@@ -145,3 +145,25 @@ def test_it_prints_light_without_what_cannot_be_used_on_paper(show):
     assert page.locator("canvas").first.is_visible()
     assert not page.locator(".slide").first.is_visible()
     assert not page.locator("nav").is_visible()
+
+
+def test_what_is_folded_up_on_a_screen_is_open_on_paper(show):
+    """Settings are printed; that a slider moves the planes is not."""
+    page = show("run", DESKTOP)
+    settings, sentence = page.locator(".listing pre").first, page.locator(".how").first
+
+    assert not settings.is_visible()
+    assert sentence.is_visible()
+    page.emulate_media(media="print")
+    assert settings.is_visible()
+    assert not sentence.is_visible()
+
+
+def test_a_table_that_is_too_wide_shows_that_it_scrolls(show):
+    """On a phone a wide table has a shadow at the edge beyond which it goes on, which a cover hides."""
+    page = show("run", PHONE)
+    style = "table => [table.scrollWidth > table.clientWidth, getComputedStyle(table).backgroundAttachment]"
+    seen = [table.evaluate(style) for table in page.locator(".wide").all()]
+
+    assert any(scrolls for scrolls, _ in seen)
+    assert {attachment for _, attachment in seen} == {"local, local, scroll, scroll"}

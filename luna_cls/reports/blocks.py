@@ -13,6 +13,12 @@ RATE_NAMES = dict(zip(RATES_PER_SCAN, ("1/8", "1/4", "1/2", "1", "2", "4", "8"),
 _NEAREST = 1e-6  # to 0 and to 1: digits beyond that say nothing
 
 
+class Uid(str):
+    """A series UID in a table of many: its end is shown, the whole where it is pointed at."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True)
 class Table:
     """Numbers or words in rows.

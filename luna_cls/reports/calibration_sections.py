@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from numpy.typing import NDArray
 from scipy.special import logit
 
 from luna_cls.reports.blocks import (
@@ -18,9 +19,10 @@ from luna_cls.reports.blocks import (
     interval,
     number,
     percent,
+    plural,
     probability,
 )
-from luna_cls.reports.drawing import LINES, PAGE, axes, every, legend, to_svg
+from luna_cls.reports.drawing import LINES, PAGE, Floats, axes, every, legend, to_svg
 from luna_cls.reports.figures import SQUARE_IN
 
 FIGURES = {
@@ -32,7 +34,19 @@ FIGURES = {
     "slope": "calibration slope (right: 1)",
     "intercept": "calibration intercept (right: 0)",
 }
+_MEANINGS = {
+    "ece": "mean distance of probability from share on nodules, over bins of equally many candidates; less "
+    "is better",
+    "ece_of_nodules": "the same around a nodule picked at random, over bins of equally many nodules; less is "
+    "better",
+    "max_calibration_error": "that distance in the bin where it is largest; less is better",
+    "brier": "mean square of probability less truth (0 or 1); less is better",
+    "log_loss": "mean surprise at the truth, −ln of the probability it was given; less is better",
+    "slope": "of a logistic regression of the truth on logits: below 1 they are too sure, above too timid",
+    "intercept": "of the same regression: log odds of the truth where the model says 1/2",
+}
 _TICKS = (1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999)
+_MOST_STRETCHES = 3
 _SMALL = 0.02  # below it, probabilities are told apart on an axis of log odds only
 
 
@@ -72,7 +86,16 @@ def reliability(assessed: Mapping[str, Any]) -> Section:
         "reliability",
         "Can the probabilities be taken at their word?",
         (text,),
-        [_reliability_figure(assessed), table],
+        [
+            _reliability_figure(assessed),
+            table,
+            Table(
+                "What these figures are",
+                ("Figure", "What it is"),
+                [(label[0].upper() + label[1:], _MEANINGS[name]) for name, label in FIGURES.items()],
+                of_words=True,
+            ),
+        ],
     )
 
 
@@ -146,7 +169,7 @@ def mending(calibration: Mapping[str, Any]) -> Section:
     fitted = calibration.get("crossfit") or {}
     before, after = fitted.get("before"), fitted.get("after") or {}
     method = str(calibration.get("method", ""))
-    text = f"luna-cls predict applies {_METHODS.get(method, method)}, fitted to the validation candidates."
+    text = f"luna-cls predict applies {METHODS.get(method, method)}, fitted to the validation candidates."
     blocks: list[Block] = []
     if before and after:
         text += (
@@ -173,7 +196,7 @@ def mending(calibration: Mapping[str, Any]) -> Section:
     return Section("calibration", "What calibration does", (text,), blocks)
 
 
-_METHODS = {
+METHODS = {
     "temperature": "one temperature",
     "platt": "Platt's slope and intercept",
     "beta": "a beta calibration",
@@ -274,20 +297,34 @@ def _decision_curve(curve: Sequence[Mapping[str, float]]) -> Figure:
         for row, threshold in enumerate(thresholds)
     ]
     above = values["net_benefit"] > np.maximum(values["treat_all"], 0)
-    useful = (
-        f"from {probability(thresholds[above].min())} to {probability(thresholds[above].max())}"
-        if above.any()
-        else "nowhere"
-    )
+    useful = f"The model is worth more than calling all or none {_stretches(thresholds, above)}."
     return Figure(
         "Decision curve",
         to_svg(drawing, "decision-curve"),
-        f"Decision curve: the model is worth more than calling all or none {useful}.",
-        "Who calls a candidate from probability t on takes (1 − t) / t false alarms for one nodule found. "
-        "The model is of use where it is above the other two lines (Vickers & Elkin 2006).",
+        f"Decision curve. {useful}",
+        f"{useful} Who calls a candidate from probability t on takes (1 − t) / t false alarms for one "
+        "nodule found. It is of use where it is above the other two lines (Vickers & Elkin 2006).",
         Table(
             "Net benefit per 1,000 candidates",
             ("Threshold", *(name.capitalize() for name in names.values())),
             every(rows),
         ),
     )
+
+
+def _stretches(thresholds: Floats, is_above: NDArray[np.bool_]) -> str:
+    """Where the model is of use: at no threshold, or from one threshold to another, stretch by stretch."""
+    if not is_above.any():
+        return "at no threshold"
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], is_above, [False]])))
+    ends = [
+        (probability(thresholds[begin]), probability(thresholds[end - 1]))
+        for begin, end in edges.reshape(-1, 2)
+    ]
+    told = [
+        f"at threshold {low}" if low == high else f"at thresholds from {low} to {high}" for low, high in ends
+    ]
+    if len(told) > _MOST_STRETCHES:
+        whole = f"between {ends[0][0]} and {ends[-1][1]}"
+        return f"at {is_above.sum()} of {plural(len(thresholds), 'threshold')}, {whole}"
+    return " and ".join(told)

@@ -14,10 +14,12 @@ from luna_cls.reports.blocks import (
     Cards,
     Section,
     Table,
+    Uid,
     count_of,
     interval,
     number,
     percent,
+    plural,
     probability,
 )
 from luna_cls.reports.evidence import apart
@@ -25,26 +27,32 @@ from luna_cls.reports.terminal import METRIC_NAMES
 from luna_cls.reports.viewer import Cubes, cards
 
 MOST_CARDS = 8
+AS_TRAINED = " as trained, before calibration"
 PICTURES_HINT = "For pictures of them: luna-cls report FOLDER --scans SCANS"
-HOW_TO_LOOK = (
-    "The point is in the middle of each plane; front and head are up, the patient's right is on the left. "
-    "Lung window: level −550, width 1,600 HU. The slider moves all three planes at once."
-)
+AXES = "x grows to the patient's left, y to the back, z to the head (LPS)."
+_AT_HALF = ("accuracy", "balanced_accuracy", "precision", "recall", "specificity")
 
 
 def accuracy_in_words(metrics: Mapping[str, Any], no_skill: Mapping[str, Any]) -> str:
     """Accuracy, never without what always saying no gets."""
     got, idle = percent(metrics["accuracy"], 2), percent(no_skill["accuracy"], 2)
-    if metrics["accuracy"] <= no_skill["accuracy"]:
-        return f"Accuracy is {got}, no more than always saying “no” gets ({idle}): it tells nothing here."
-    return f"Accuracy is {got}; always saying “no” gets {idle}."
+    if got == idle:
+        return f"Accuracy is {got}, the same as always saying “no” gets: it tells nothing here."
+    if metrics["accuracy"] < no_skill["accuracy"]:
+        return f"Accuracy is {got}, less than always saying “no” gets ({idle}): it tells nothing here."
+    return f"Accuracy is {got}, more than always saying “no” gets ({idle})."
 
 
-def ranking_in_words(metrics: Mapping[str, Any]) -> str:
-    """The verdict on `binary_metrics`: how well candidates are ranked, and what decisions at 1/2 do."""
+def ranking_in_words(metrics: Mapping[str, Any], of: str = "") -> str:
+    """The verdict on `binary_metrics`: how well candidates are ranked, and what decisions at 1/2 do.
+
+    Args:
+        metrics: Of the candidates.
+        of: `AS_TRAINED` where the page is of calibrated probabilities, too.
+    """
     nodules, others = metrics["tp"] + metrics["fn"], metrics["fp"] + metrics["tn"]
     decided = (
-        f"at probability 1/2, {count_of(metrics['tp'], nodules)} candidates on nodules are called, and "
+        f"at probability 1/2{of}, {count_of(metrics['tp'], nodules)} candidates on nodules are called, and "
         f"{count_of(metrics['fp'], others)} others by mistake."
     )
     if metrics["auc"] is None:
@@ -52,13 +60,19 @@ def ranking_in_words(metrics: Mapping[str, Any]) -> str:
     return f"A nodule is put before another candidate in {percent(metrics['auc'])} of all pairs; {decided}"
 
 
-def ranking_facts(metrics: Mapping[str, Any], no_skill: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """The few numbers that count of `binary_metrics`, each with what no skill gets."""
+def ranking_facts(
+    metrics: Mapping[str, Any], no_skill: Mapping[str, Any], of: str = ""
+) -> list[tuple[str, str, str]]:
+    """The few numbers that count of `binary_metrics`, each with what no skill gets; `of` as above."""
     chance = f"chance: {number(no_skill['average_precision'])}"
     return [
         ("AUC", number(metrics["auc"]), "chance: 0.5"),
         ("Average precision", number(metrics["average_precision"]), chance),
-        ("Balanced accuracy", number(metrics["balanced_accuracy"]), "always “no”: 0.5"),
+        (
+            "Balanced accuracy",
+            number(metrics["balanced_accuracy"]),
+            f"at probability 1/2{of}; always “no”: 0.5",
+        ),
     ]
 
 
@@ -68,6 +82,7 @@ def every_candidate(
     no_skill: Mapping[str, Any],
     intervals: Mapping[str, Sequence[float]] | None,
     text: str,
+    of: str = "",
 ) -> Section:
     """The section on candidates judged by themselves: ROC, precision and recall, decisions.
 
@@ -78,6 +93,7 @@ def every_candidate(
         no_skill: Those of always saying no.
         intervals: 95 % intervals by metric; None without.
         text: What the candidates are.
+        of: `AS_TRAINED` where the page is of calibrated probabilities, too.
     """
     blocks: list[Block] = []
     roc, precision_recall, scores = (curves.get(name) for name in ("roc", "precision_recall", "scores"))
@@ -88,27 +104,30 @@ def every_candidate(
         prevalence = nodules / (nodules + metrics["fp"] + metrics["tn"])
         blocks.append(figures.precision_recall(precision_recall, metrics, prevalence))
     if scores is not None:
-        blocks.append(figures.histogram(scores, "candidates"))
+        blocks.append(figures.histogram(scores, "candidates", of))
     rows = []
     for name, label in METRIC_NAMES.items():
         bounds = [interval(intervals.get(name))] if intervals else []
-        rows.append([label, number(metrics.get(name)), *bounds, number(no_skill.get(name))])
+        what = f"{label} of candidates, at probability 1/2" if name in _AT_HALF else label
+        rows.append([what, number(metrics.get(name)), *bounds, number(no_skill.get(name))])
     columns = ["Metric", "Model", *(["95 % interval"] if intervals else []), "Always “no”"]
     table = Table("Every metric, beside those of always saying “no”", columns, rows, beside_figures=True)
-    blocks += [_confusion(metrics), table] if scores is None else [table, _confusion(metrics)]
-    return Section(
-        "candidates", "Every candidate by itself", (text, accuracy_in_words(metrics, no_skill)), blocks
-    )
+    confusion = _confusion(metrics, of)
+    blocks += [confusion, table] if scores is None else [table, confusion]
+    paragraphs = [text, accuracy_in_words(metrics, no_skill)]
+    if of:
+        paragraphs.append(f"The probabilities of this section are{of}.")
+    return Section("candidates", "Every candidate by itself", paragraphs, blocks)
 
 
-def _confusion(metrics: Mapping[str, Any]) -> Table:
+def _confusion(metrics: Mapping[str, Any], of: str) -> Table:
     tp, fn, fp, tn = (int(metrics[name]) for name in ("tp", "fn", "fp", "tn"))
 
     def cell(part: int, whole: int) -> str:
         return f"{part:,} ({percent(part / whole)})" if whole else "0"
 
     return Table(
-        "Confusion matrix at probability 1/2, with shares of each row",
+        f"Confusion matrix at probability 1/2{of}, with shares of each row",
         ("Candidates", "Called a nodule", "Dismissed", "All"),
         (
             ("on nodules", cell(tp, tp + fn), cell(fn, tp + fn), f"{tp + fn:,}"),
@@ -123,14 +142,15 @@ def hardest_nodules(nodules: pd.DataFrame, cubes: Cubes) -> Section:
     """The section on nodules that were missed or hard to find, from nodules.csv."""
     missed = int(nodules["probability"].isna().sum())
     text = (
-        f"Missed at any probability: {count_of(missed, len(nodules))} nodules. Then come those that are "
-        "found last when the threshold is lowered, with the false positives a scan that it takes."
+        f"Missed at any probability: {missed:,} of {plural(len(nodules), 'nodule')}. Then come those that "
+        "are found last when the threshold is lowered, with the false positives a scan that it takes."
     )
 
     def heading(row: Mapping[str, Any]) -> str:
         if pd.isna(row["probability"]):
             return "missed"
-        return f"found at {row['fps_per_scan']:.3g} false positives a scan"
+        alarms = row["fps_per_scan"]
+        return f"found at {alarms:.3g} false positive{'' if alarms == 1 else 's'} a scan"
 
     def facts(row: Mapping[str, Any]) -> list[tuple[str, str]]:
         size = f"{row['diameter_mm']:.1f} mm"
@@ -140,21 +160,23 @@ def hardest_nodules(nodules: pd.DataFrame, cubes: Cubes) -> Section:
     return _worst("misses", "Nodules hardest to find", text, shown, cubes, heading, facts)
 
 
-def least_probable(nodules: pd.DataFrame, cubes: Cubes) -> Section:
-    """The section on candidates on nodules with the lowest probability."""
+def least_probable(nodules: pd.DataFrame, cubes: Cubes, of: str = "") -> Section:
+    """The section on candidates on nodules with the lowest probability, `of` as for `every_candidate`."""
+    title = "Candidates on nodules with the lowest probability"
     text = (
-        f"Of {len(nodules):,} candidates on nodules, those with the lowest probability, at places 10 mm "
-        "or more apart. Another candidate on the same nodule may have a higher one."
+        f"Of {plural(len(nodules), 'candidate')} on nodules, at places 10 mm or more apart. Not all are "
+        "misses: their probability may still be high, and another candidate on the same nodule may have a "
+        f"higher one.{_probabilities_are(of)}"
     )
     shown = apart(nodules.sort_values("probability", kind="stable"), MOST_CARDS)
-    return _worst("misses", "Worst misses", text, shown, cubes, _by_probability, _no_facts)
+    return _worst("misses", title, text, shown, cubes, _by_probability, _no_facts)
 
 
-def worst_false_alarms(others: pd.DataFrame, cubes: Cubes) -> Section:
-    """The section on candidates on no nodule with the highest probability."""
+def worst_false_alarms(others: pd.DataFrame, cubes: Cubes, of: str = "") -> Section:
+    """The section on candidates on no nodule with the highest probability, `of` as for `every_candidate`."""
     text = (
         "The most probable of those that are on no nodule, at places 10 mm or more apart. Some may be "
-        "nodules that nobody has annotated: look."
+        f"nodules that nobody has annotated: look.{_probabilities_are(of)}"
     )
     shown = apart(others.sort_values("probability", ascending=False, kind="stable"), MOST_CARDS)
     return _worst("false-alarms", "Worst false alarms", text, shown, cubes, _by_probability, _no_facts)
@@ -168,6 +190,10 @@ def most_probable(findings: pd.DataFrame, cubes: Cubes, most: int) -> Section:
     )
     shown = apart(findings.sort_values("probability", ascending=False, kind="stable"), most)
     return _worst("findings", "Most probable findings", text, shown, cubes, _by_probability, _known_class)
+
+
+def _probabilities_are(of: str) -> str:
+    return f" Probabilities are{of}." if of else ""
 
 
 def _by_probability(row: Mapping[str, Any]) -> str:
@@ -196,12 +222,22 @@ def _worst(
     """Cards with pictures, or a table where there are none to be had."""
     if cubes.is_there and len(shown):
         made = cards(shown, cubes, heading, facts)
-        are_seen = any(card.still for card in made)
-        return Section(name, title, (text, HOW_TO_LOOK) if are_seen else (text,), [Cards(made)])
+        edges_mm = sorted({card.size_vox * card.spacing_mm for card in made if card.still})
+        return Section(name, title, (text, _how_to_look(edges_mm)) if edges_mm else (text,), [Cards(made)])
     rows = []
     for row in shown.to_dict("records"):
         place = ", ".join(f"{row[axis]:.1f}".replace("-", "−") for axis in COORDINATES)
         size = [f"{row['diameter_mm']:.1f} mm"] if "diameter_mm" in row else []
-        rows.append((heading(row).capitalize(), *size, place, row["seriesuid"]))
+        rows.append((heading(row).capitalize(), *size, place, Uid(row["seriesuid"])))
     columns = ("What", *(["Diameter"] if "diameter_mm" in shown.columns else []), "x, y, z in mm", "Scan")
-    return Section(name, title, (text,), [Table(title, columns, rows, of_words=True)], PICTURES_HINT)
+    table = Table(title, columns, rows, of_words=True)
+    return Section(name, title, (f"{text} {AXES}",), [table], PICTURES_HINT)
+
+
+def _how_to_look(edges_mm: Sequence[float]) -> str:
+    wide = " or ".join(f"{edge:g}" for edge in edges_mm)
+    return (
+        f"The point is in the middle of each plane, which is {wide} mm wide. Front and head are up, the "
+        "patient's right is on the left; in the sagittal plane the front is on the left. "
+        f"{AXES} Lung window: level −550, width 1,600 HU."
+    )

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from luna_cls.judging.verdicts import FEWEST_SCANS
 from luna_cls.reports import figures
 from luna_cls.reports.blocks import Block, Figure, Page, Section, Table, interval, number, percent, plural
 from luna_cls.reports.drawing import PAGE, axes, to_svg
-from luna_cls.reports.evidence import need, read_froc, read_json
+from luna_cls.reports.evidence import need, read_froc, read_json, warn_of_few
 from luna_cls.reports.viewer import Cubes
 
 NAMES = {
@@ -50,7 +51,7 @@ def comparison_page(folder: Path, _cubes: Cubes) -> Page:
     metric = found.get("metric", "cpm")
     curves = [read_froc(folder / name, name) for name in names if (folder / name / "froc.json").is_file()]
     curves = sorted(curves, key=lambda curve: -curve.cpm)
-    drawn = _differences(pairs, metric)
+    drawn = _differences(pairs, metric, found["num_scans"] >= FEWEST_SCANS)
     sections = [
         Section(
             "differences", "How far apart they are", (_decided_by(found, metric),), [drawn] if drawn else []
@@ -65,6 +66,7 @@ def comparison_page(folder: Path, _cubes: Cubes) -> Page:
         title=" · ".join(names),
         verdict=found["verdict"],
         facts=_facts(found, names, scores, metric),
+        warnings=[*map(str, found.get("warnings") or ()), *warn_of_few(found["num_scans"])],
         sections=[section for section in sections if section is not None],
     )
 
@@ -110,8 +112,8 @@ def _decided_by(found: Mapping[str, Any], metric: str) -> str:
     )
 
 
-def _differences(pairs: Sequence[Mapping[str, Any]], metric: str) -> Figure | None:
-    """A dot and a bar for each pair; None if the metric was not compared."""
+def _differences(pairs: Sequence[Mapping[str, Any]], metric: str, can_decide: bool) -> Figure | None:
+    """A dot and a bar for each pair, faint where scans are too few; None if the metric was not compared."""
     rows = []
     for pair in pairs:
         difference = pair["differences"].get(metric) or {}
@@ -121,14 +123,18 @@ def _differences(pairs: Sequence[Mapping[str, Any]], metric: str) -> Figure | No
         return None
     drawing, drawn = axes((4.4, 1.0 + 0.55 * len(rows)), f"difference of {name_of(metric)}", "")
     places = np.arange(len(rows))[::-1]
+    strength = 1.0 if can_decide else 0.4
     for place, (name, difference, _) in zip(places, rows, strict=True):
         bounds = difference.get("interval_95")
         if bounds and None not in bounds:
-            drawn.plot(bounds, [place] * 2, color=PAGE.series[0], linewidth=2.4, alpha=0.5)
-        drawn.plot(difference["difference"], place, color=PAGE.series[0], marker="o", markersize=6)
+            drawn.plot(bounds, [place] * 2, color=PAGE.series[0], linewidth=2.4, alpha=strength / 2)
+        drawn.plot(
+            difference["difference"], place, color=PAGE.series[0], marker="o", markersize=6, alpha=strength
+        )
         drawn.annotate(
             name, (0, place), (0, 9), xycoords=("axes fraction", "data"), textcoords="offset points",
             color=PAGE.ink, fontsize=8.5,
+            bbox={"facecolor": PAGE.paper, "edgecolor": "none", "pad": 1.5},  # over the line at zero
         )  # fmt: skip
     drawn.axvline(0, color=PAGE.quiet, linewidth=1, linestyle=(0, (2, 2)))
     drawn.set(yticks=[], ylim=(-0.5, len(rows) - 0.15))
@@ -140,14 +146,23 @@ def _differences(pairs: Sequence[Mapping[str, Any]], metric: str) -> Figure | No
         (name, _signed(difference["difference"]), interval(difference.get("interval_95"), 4), _p(p))
         for name, difference, p in rows
     ]
+    caption = (
+        "Right of the dashed line the first is better; a bar that crosses it leaves that open. Bars are 95 % "
+        "intervals of a paired bootstrap over scans."
+    )
+    if not can_decide:
+        caption += " They are faint here: fewer than ten scans decide nothing, wherever a bar lies."
     seen = "; ".join(f"{name}: {difference} ({bounds})" for name, difference, bounds, _ in table)
     return Figure(
         f"Difference of {name_of(metric)}",
         to_svg(drawing, "differences"),
         f"Differences of {name_of(metric)} with 95 % intervals: {seen}.",
-        "Right of the dashed line the first is better; a bar that crosses it leaves that open. Bars are 95 % "
-        "intervals of a paired bootstrap over scans.",
-        Table("Differences", ("Pair", "Difference", "95 % interval", "p, adjusted"), table),
+        caption,
+        Table(
+            "Differences",
+            ("Pair", "Difference", "95 % interval", "p, adjusted" if len(pairs) > 1 else "p"),
+            table,
+        ),
     )
 
 

@@ -15,6 +15,7 @@ from luna_cls.reports.blocks import (
     Page,
     Section,
     Table,
+    Uid,
     count_of,
     interval,
     number,
@@ -36,8 +37,11 @@ from luna_cls.reports.viewer import Cubes
 MOST_SCANS = 10
 THRESHOLDS = "The thresholds were chosen on validation scans; here is what they do on the scans evaluated."
 
+# What commands call their predictions: their folder's name says more.
+_NAMELESS = ("validation_predictions.csv", "predictions.csv", "findings.csv")
 _INPUTS = {
     "predictions": "Predictions",
+    "folder": "Folder of the predictions",
     "annotations": "Annotated nodules",
     "excluded": "Excluded findings",
     "series_uids": "List of scans",
@@ -78,7 +82,7 @@ def evaluation_page(folder: Path, cubes: Cubes) -> Page:
         facts = ranking_facts(judged["metrics"], judged["no_skill"])
     return Page(
         kind="Evaluation",
-        title=inputs.get("predictions") or folder.resolve().name,
+        title=_title(folder, inputs),
         verdict=verdict,
         facts=facts,
         warnings=[
@@ -87,6 +91,11 @@ def evaluation_page(folder: Path, cubes: Cubes) -> Page:
         ],
         sections=[section for section in sections if section is not None],
     )
+
+
+def _title(folder: Path, inputs: Mapping[str, Any]) -> str:
+    name = inputs.get("folder") or inputs.get("predictions")
+    return folder.resolve().name if not name or name in _NAMELESS else str(name)
 
 
 def write_froc(folder: Path) -> None:
@@ -103,7 +112,7 @@ def write_froc(folder: Path) -> None:
 
 def _verdict(found: Mapping[str, Any]) -> str:
     at_one, bounds = found["sensitivity_at_fps"]["1"], found.get("cpm_interval_95")
-    brackets = f" ({interval(bounds)} in {_resamples(found)})" if bounds else ""
+    brackets = f" ({interval(bounds)} in {_resamples(found)})" if bounds and None not in bounds else ""
     return (
         f"At one false positive a scan, {percent(at_one)} of the nodules are found. "
         f"The mean over LUNA16's seven rates, its CPM, is {found['cpm']:.3f}{brackets}."
@@ -122,7 +131,7 @@ def _facts(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         (
             "CPM",
             number(found["cpm"]),
-            f"95 %: {interval(bounds)}" if bounds else "mean sensitivity, 1/8 to 8",
+            f"95 %: {interval(bounds)}" if bounds and None not in bounds else "mean sensitivity, 1/8 to 8",
         ),
         ("Nodules marked", count_of(counts["true_positives"], nodules), "at any probability"),
         ("False positives", f"{alarms:,}", f"{alarms / scans:.1f} a scan"),
@@ -137,7 +146,7 @@ def _of_froc(folder: Path, found: Mapping[str, Any]) -> list[Section]:
         caption += f" The band holds {_resamples(found)}."
     drawn = figures.froc([curve], caption)
     scans = f"{plural(found['num_nodules'], 'nodule')} in {plural(found['num_scans'], 'scan')}"
-    text = f"How many of the {scans} are found, if so many false positives a scan are put up with."
+    text = f"{scans}: how many are found, if so many false positives a scan are put up with."
     hint = "" if curve.intervals else "Intervals need a bootstrap: luna-cls evaluate with --resamples 1000."
     sections = [Section("froc", "Nodules found against false positives", (text,), [drawn], hint)]
     if found.get("by_size"):
@@ -203,17 +212,20 @@ def _scans(folder: Path) -> Section | None:
     whole = int((with_nodules & (missed == 0)).sum())
     text = (
         "At the threshold of one false positive a scan, every nodule is found in "
-        f"{count_of(whole, int(with_nodules.sum()))} scans that have one."
+        f"{whole:,} of the {plural(int(with_nodules.sum()), 'scan')} with nodules."
     )
     if alarms is not None:
-        clean = count_of(int((alarms == 0).sum()), len(scans))
-        text += f" {clean} scans are without a false positive there."
+        clean = int((alarms == 0).sum())
+        text += (
+            f" {clean:,} of {plural(len(scans), 'scan')} {'is' if clean == 1 else 'are'} without a false "
+            "positive there."
+        )
     worst = scans.assign(missed=missed).sort_values(
         ["missed", "num_false_positives"], ascending=False, kind="stable"
     )
     rows = [
         (
-            str(row["seriesuid"]),
+            Uid(row["seriesuid"]),
             count_of(row["found_at_1"], row["num_nodules"]),
             *([f"{row['false_positives_at_1']:,.0f}"] if alarms is not None else []),
             count_of(row["num_found"], row["num_nodules"]),

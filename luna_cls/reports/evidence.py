@@ -18,6 +18,8 @@ from luna_cls.reports.figures import Froc
 
 SAME_PLACE_MM = 10.0
 FEW_SCANS = 20
+_WORDS = ("seriesuid", "reason")  # columns that hold words; all others that a page needs hold numbers
+_IF_THERE = ("class", "logit", "false_positives_at_1")  # numbers, in columns that may be missing
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -41,7 +43,7 @@ def read_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame | None:
     """What a CSV holds, `seriesuid` as text; None if it is not there.
 
     Raises:
-        InputError: If it is damaged or lacks one of `columns`.
+        InputError: If it is damaged, lacks one of `columns`, or has a word where a number belongs.
     """
     if not path.is_file():
         return None
@@ -53,6 +55,11 @@ def read_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame | None:
     missing = [name for name in columns if name not in table.columns]
     if missing:
         raise InputError(f"{path} lacks the column {missing[0]}. Make the folder again.")
+    for name in table.columns.intersection([*columns, *_IF_THERE]).difference(_WORDS):
+        is_word = pd.to_numeric(table[name], errors="coerce").isna() & table[name].notna()
+        if is_word.any():
+            word = " ".join(str(table.loc[is_word, name].iloc[0]).split())
+            raise InputError(f"{path} is damaged: {name} is {word!r}, no number. Make the folder again.")
     return table
 
 

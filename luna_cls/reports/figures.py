@@ -13,7 +13,7 @@ from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import MaxNLocator
 
 from luna_cls.judging.froc import RATES_PER_SCAN
-from luna_cls.reports.blocks import RATE_NAMES, Figure, Table, count_of, interval, number, percent
+from luna_cls.reports.blocks import RATE_NAMES, Figure, Table, count_of, interval, number, percent, plural
 from luna_cls.reports.drawing import (
     LINES,
     MARKERS,
@@ -163,12 +163,13 @@ def precision_recall(points: pd.DataFrame, metrics: Mapping[str, Any], prevalenc
     )
 
 
-def histogram(scores: pd.DataFrame, what: str) -> Figure:
+def histogram(scores: pd.DataFrame, what: str, of: str = "") -> Figure:
     """How many candidates have which probability, by class where it is known.
 
     Args:
         scores: Table with `probability`, perhaps `class`.
         what: What its rows are, in the plural.
+        of: What kind of probability it is, to follow that word.
     """
     edges = np.linspace(0, 1, 21)
     groups = [("all", scores)]
@@ -198,9 +199,9 @@ def histogram(scores: pd.DataFrame, what: str) -> Figure:
         legend(drawn, loc="upper center", ncols=2)
     low, high = (sum(found[index] for found in counts) for index in (0, -1))
     return Figure(
-        "Probabilities",
+        f"Probabilities{of}",
         to_svg(drawing, "probabilities"),
-        f"Histogram of probabilities: {low:,} {what} below 0.05, {high:,} from 0.95.",
+        f"Histogram of probabilities{of}: {low:,} {what} below 0.05, {high:,} from 0.95.",
         "Bars are 0.05 wide; the scale is logarithmic, so that few are seen beside many.",
         Table(
             f"How many {what} have which probability",
@@ -230,7 +231,7 @@ def size_strata(strata: Sequence[Mapping[str, Any]]) -> Figure:
     drawn.tick_params(axis="y", length=0)
     drawn.grid(visible=False, axis="y")
     seen = "; ".join(
-        f"{name}: CPM {number(stratum['cpm'])}, {stratum['num_nodules']:,} nodules"
+        f"{name}: CPM {number(stratum['cpm'])}, {plural(stratum['num_nodules'], 'nodule')}"
         for name, stratum in zip(names, strata, strict=True)
     )
     rows = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from itertools import groupby
 from pathlib import Path
@@ -13,7 +14,7 @@ from luna_cls import __version__
 from luna_cls.cubes.store import CubeStore
 from luna_cls.errors import InputError
 from luna_cls.files import write_text
-from luna_cls.reports.blocks import Block, Cards, Page, Table
+from luna_cls.reports.blocks import Block, Cards, Page, Table, Uid
 from luna_cls.reports.comparison_page import comparison_page
 from luna_cls.reports.evaluation_page import evaluation_page, write_froc
 from luna_cls.reports.prediction_page import prediction_page
@@ -21,7 +22,11 @@ from luna_cls.reports.run_page import run_page
 from luna_cls.reports.viewer import GAP_PX, Cubes
 
 REPORT = "report.html"
+UID_END = 10  # of so many characters that are shown where there are many: they tell scans apart
 MOST_ROWS_BESIDE = 12  # of the numbers of a figure that stands alone; more are folded up below it
+
+_OPTION, _VALUE = r"--[a-z]+(?:-[a-z]+)*", r"(?:[A-Z]{2,}(?:/[\w.]*\w)?|\d+)"
+_COMMAND = re.compile(rf"(?<![\w-])(?:luna-cls [a-z]+|{_OPTION})(?: (?:{_OPTION}|{_VALUE})(?![\w,]))*")
 
 # A folder is what the first of these files in it says. A run may hold an evaluation's files, not the reverse.
 PAGES: dict[str, Callable[[Path, Cubes], Page]] = {
@@ -63,7 +68,17 @@ def write_report(folder: Path, *, scans: Iterable[Path] = (), store: CubeStore |
         raise InputError(
             f"The run {folder} is not finished: it has no metrics.json. Go on with it: --resume."
         )
-    write_text(folder / REPORT, render(read(folder, Cubes(store, scans))))
+    cubes = Cubes(store, scans)
+    try:
+        html = render(read(folder, cubes))
+    except InputError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+        # Files are read as they were written. What has no number, name or list where one was is damaged.
+        reason = " ".join(str(error).split()).rstrip(".")
+        lacking = "it lacks " if isinstance(error, KeyError) else ""
+        raise InputError(f"{folder} is damaged ({lacking}{reason}). Make it again.") from error
+    write_text(folder / REPORT, html)
     return folder / REPORT
 
 
@@ -88,6 +103,8 @@ def render(page: Page) -> str:
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=False)
     environment.filters["described"] = _described
     environment.filters["runs"] = _runs
+    environment.filters["cell"] = _cell
+    environment.filters["with_commands"] = _with_commands
     has_cubes = any(
         card.still
         for section in page.sections
@@ -111,6 +128,22 @@ def _described(svg: str, alternative: str) -> Markup:
     """A drawing with the words for one who does not see it."""
     # Names of scans and files in a drawing were escaped when it was drawn.
     return Markup(svg.replace('role="img"', f'role="img" aria-label="{escape(alternative)}"', 1))  # noqa: S704
+
+
+def _cell(words: str) -> Markup | str:
+    """A cell of a table."""
+    if not isinstance(words, Uid) or len(words) <= 2 * UID_END:
+        return words
+    return Markup('<span title="{}">…{}</span>').format(words, words[-UID_END:])
+
+
+def _with_commands(words: str) -> Markup:
+    """A paragraph whose commands and options are set as such, and never broken at a hyphen."""
+
+    def as_code(found: re.Match[str]) -> str:
+        return f"<code>{' '.join(f'<span>{word}</span>' for word in found[0].split())}</code>"
+
+    return Markup(_COMMAND.sub(as_code, str(escape(words))))  # noqa: S704
 
 
 def _runs(blocks: Iterable[Block]) -> list[tuple[str, list[Block]]]:

@@ -9,9 +9,10 @@ import pandas as pd
 from luna_cls.errors import InputError
 from luna_cls.files import POINT_COLUMNS
 from luna_cls.reports import figures
-from luna_cls.reports.blocks import Page, Section, Table, plural, probability
+from luna_cls.reports.blocks import Page, Section, Table, Uid, plural, probability
+from luna_cls.reports.calibration_sections import METHODS
 from luna_cls.reports.candidates import most_probable
-from luna_cls.reports.evidence import apart, read_table
+from luna_cls.reports.evidence import apart, need, read_json, read_table
 from luna_cls.reports.viewer import Cubes
 
 MOST_FINDINGS = 12
@@ -40,17 +41,17 @@ def prediction_page(folder: Path, cubes: Cubes) -> Page:
     likely = _places(findings[findings["probability"] >= LIKELY])
     whole_scans = failures[failures["row"].isna()] if "row" in failures.columns else failures
     unread = whole_scans["seriesuid"].nunique()
-    scans = plural(len(uids), "scan")
-    with_any = likely["seriesuid"].nunique()
+    calibrated = _calibration_in_words(folder)
     return Page(
         kind="Findings",
         title=folder.resolve().name,
-        verdict=(
-            f"In {with_any:,} of {scans} there is a place with a probability of 1/2 or more: "
-            f"{plural(len(likely), 'place')} in all."
-        ),
+        verdict=f"{_verdict(likely, len(uids))} {calibrated}".strip(),
         facts=[
-            ("Scans read", f"{len(uids) - unread:,} of {len(uids):,}", f"{unread:,} could not be"),
+            (
+                "Scans read",
+                f"{len(uids) - unread:,} of {len(uids):,}",
+                f"{unread:,} could not be" if unread else "all of them",
+            ),
             (
                 "Candidates scored",
                 f"{len(findings):,}",
@@ -66,12 +67,41 @@ def prediction_page(folder: Path, cubes: Cubes) -> Page:
             Section(
                 "probabilities",
                 "All probabilities",
-                ("What a probability means depends on how the model was trained and calibrated.",),
+                (
+                    calibrated
+                    or "What a probability means depends on how the model was trained and calibrated.",
+                ),
                 [figures.histogram(findings, "candidates")],
             ),
-            *([_failures(failures)] if len(failures) else []),
+            *([_failures(failures, unread)] if len(failures) else []),
         ],
     )
+
+
+def _verdict(likely: pd.DataFrame, num_scans: int) -> str:
+    places, with_any = len(likely), likely["seriesuid"].nunique()
+    level = "with a probability of 1/2 or more"
+    if num_scans == 1:
+        number = plural(places, "place") if places else "no place"
+        return f"In the one scan there {'is' if places < 2 else 'are'} {number} {level}."
+    if not places:
+        return f"In none of {num_scans:,} scans is there a place {level}."
+    return (
+        f"In {with_any:,} of {num_scans:,} scans there is a place {level}: {plural(places, 'place')} in all."
+    )
+
+
+def _calibration_in_words(folder: Path) -> str:
+    """Whether probabilities are calibrated, and by what; empty where the folder does not tell."""
+    path = folder / "prediction.json"
+    about = read_json(path)
+    if about is None:
+        return ""
+    need(about, path, "calibration")
+    if about["calibration"] is None:
+        return "The probabilities are as trained, not calibrated."
+    method = str(about["calibration"]["method"])
+    return f"The probabilities are calibrated, by {METHODS.get(method, method)}."
 
 
 def _places(findings: pd.DataFrame) -> pd.DataFrame:
@@ -97,7 +127,7 @@ def _by_scan(uids: list[str], findings: pd.DataFrame, likely: pd.DataFrame) -> S
     order = sorted(uids, key=lambda uid: -highest.get(uid, -1.0))
     rows = [
         (
-            uid,
+            Uid(uid),
             f"{places.get(uid, 0):,}" if uid in highest else "–",
             probability(highest.get(uid)),
             f"{scored.get(uid, 0):,}",
@@ -111,12 +141,13 @@ def _by_scan(uids: list[str], findings: pd.DataFrame, likely: pd.DataFrame) -> S
     return Section("scans", "By scan", (text,), [Table("Findings of each scan", columns, rows)])
 
 
-def _failures(failures: pd.DataFrame) -> Section:
+def _failures(failures: pd.DataFrame, unread: int) -> Section:
     rows = [
-        (str(row["seriesuid"]), str(row["reason"])) for row in failures.head(MOST_ROWS).to_dict("records")
+        (Uid(row["seriesuid"]), str(row["reason"])) for row in failures.head(MOST_ROWS).to_dict("records")
     ]
+    counts = {"scan": unread, "candidate": len(failures) - unread}
     text = (
-        f"{plural(len(failures), 'scan or candidate').replace('candidates', 'candidates')} could not be used."
+        f"{' and '.join(plural(count, what) for what, count in counts.items() if count)} could not be used."
     )
     if len(failures) > MOST_ROWS:
         text += f" The first {MOST_ROWS}; failures.csv has all."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from luna_cls.reports import figures
 from luna_cls.reports.blocks import Block, Listing, Page, Section, plural
 from luna_cls.reports.calibration_sections import decisions, mending, reliability
 from luna_cls.reports.candidates import (
+    AS_TRAINED,
     every_candidate,
     least_probable,
     ranking_facts,
@@ -25,8 +27,8 @@ from luna_cls.reports.evidence import need, read_json, read_table, warn_of_few
 from luna_cls.reports.viewer import Cubes
 
 THRESHOLDS = (
-    "Thresholds of the calibrated probability, chosen on the validation scans and shown on the same: on "
-    "other scans they do a little worse."
+    "Thresholds of the calibrated probability, chosen on the validation scans and shown on the same. On "
+    "other scans they may do worse: try them with luna-cls evaluate --thresholds."
 )
 CURVES = (
     ("loss", {"loss": "training", "val_loss": "validation"}),
@@ -57,30 +59,31 @@ def run_page(folder: Path, cubes: Cubes) -> Page:
     scores = read_table(folder / "validation_predictions.csv", (*POINT_COLUMNS, "probability", "class"))
     calibration = read_json(folder / "calibration.json")
     points = read_json(folder / "operating_points.json")
+    of = AS_TRAINED if calibration else ""
     nodules = int(metrics["tp"] + metrics["fn"])
     count = nodules + int(metrics["fp"] + metrics["tn"])
     scans = f" of {plural(scores['seriesuid'].nunique(), 'scan')}" if scores is not None else ""
     text = (
         f"{count:,} validation candidates{scans}, {nodules:,} of them on nodules (1 in "
         f"{count / nodules:,.0f}). These also chose the epoch that is kept: on scans that had no part in "
-        "that it may do a little worse."
+        "that it may do worse."
     )
     sections = [
-        every_candidate(_curves(scores), metrics, no_skill, None, text),
-        _reliability(scores),
+        every_candidate(_curves(scores), metrics, no_skill, None, text, of),
+        _reliability(scores, of),
         mending(calibration) if calibration else _without_calibration(),
         decisions(points, THRESHOLDS) if points else None,
         _training(folder, result),
-        least_probable(scores[scores["class"] == 1], cubes) if scores is not None else None,
-        worst_false_alarms(scores[scores["class"] == 0], cubes) if scores is not None else None,
+        least_probable(scores[scores["class"] == 1], cubes, of) if scores is not None else None,
+        worst_false_alarms(scores[scores["class"] == 0], cubes, of) if scores is not None else None,
         _settings(folder),
     ]
     return Page(
         kind="Training run",
         title=folder.resolve().name,
-        verdict=ranking_in_words(metrics),
+        verdict=ranking_in_words(metrics, of),
         facts=[
-            *ranking_facts(metrics, no_skill),
+            *ranking_facts(metrics, no_skill, of),
             ("Epoch kept", str(result["best_epoch"]), f"best by {_in_words(result['monitor'])}"),
         ],
         warnings=[
@@ -112,11 +115,12 @@ def _in_epoch(finding: Mapping[str, Any]) -> str:
     return f"{when}{finding['finding']}"
 
 
-def _reliability(scores: pd.DataFrame | None) -> Section | None:
+def _reliability(scores: pd.DataFrame | None, of: str) -> Section | None:
     """Of the probabilities as they were trained: calibration is another section's."""
     if scores is None or scores["class"].nunique() < 2:
         return None
-    return reliability(assess(scores["class"], scores["probability"], scores["seriesuid"]))
+    section = reliability(assess(scores["class"], scores["probability"], scores["seriesuid"]))
+    return replace(section, text=(*section.text, f"These are probabilities{of}.")) if of else section
 
 
 def _without_calibration() -> Section:

@@ -1,4 +1,5 @@
 "use strict";
+for (const sentence of document.querySelectorAll(".how")) sentence.hidden = false;
 // Each card holds all planes of its cube in one picture. Without this script the middle planes are seen.
 for (const cube of document.querySelectorAll(".cube")) {
   const size = Number(cube.dataset.size), spacing = Number(cube.dataset.spacing), gap = Number("{{ gap_px }}");
