@@ -8,6 +8,7 @@ from typing import Any
 
 from luna_cls.errors import InputError
 from luna_cls.files import POINT_COLUMNS, write_text, written_whole
+from luna_cls.judging.submission import OF_FOLDER
 from luna_cls.reports import figures
 from luna_cls.reports.blocks import (
     RATE_NAMES,
@@ -37,8 +38,6 @@ from luna_cls.reports.viewer import Cubes
 MOST_SCANS = 10
 THRESHOLDS = "The thresholds were chosen on validation scans; here is what they do on the scans evaluated."
 
-# What commands call their predictions: their folder's name says more.
-_NAMELESS = ("validation_predictions.csv", "predictions.csv", "findings.csv")
 _INPUTS = {
     "predictions": "Predictions",
     "folder": "Folder of the predictions",
@@ -95,7 +94,7 @@ def evaluation_page(folder: Path, cubes: Cubes) -> Page:
 
 def _title(folder: Path, inputs: Mapping[str, Any]) -> str:
     name = inputs.get("folder") or inputs.get("predictions")
-    return folder.resolve().name if not name or name in _NAMELESS else str(name)
+    return folder.resolve().name if not name or name in OF_FOLDER else str(name)
 
 
 def write_froc(folder: Path) -> None:
