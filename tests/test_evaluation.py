@@ -349,7 +349,7 @@ def test_what_never_varies_has_no_interval(submission):
     assert froc["cpm_interval_95"] == [None, None]
 
 
-def _findings(submission, calibration):
+def _findings(submission, calibration, model="1"):
     """Marks as predict leaves them, and thresholds of a calibration by a temperature of 2."""
     temperature = {"method": "temperature", "parameters": {"temperature": 2.0}}
     goal = {
@@ -359,9 +359,13 @@ def _findings(submission, calibration):
         "threshold_probability": 0.7,
         "threshold_interval_95": [0.6, 0.8],
     }
-    stored = {"calibration": temperature, "fitted_on": {"validation_sha256": "0"}, "points": [goal]}
+    stored = {
+        "calibration": temperature,
+        "fitted_on": {"model_sha256": model, "validation_sha256": "0"},
+        "points": [goal],
+    }
     (submission / "points.json").write_text(json.dumps(stored))
-    about = {"calibration": temperature if calibration else None}
+    about = {"model_sha256": "1", "calibration": temperature if calibration else None}
     (submission / "prediction.json").write_text(json.dumps(about))
 
 
@@ -373,6 +377,10 @@ def test_thresholds_of_calibrated_probabilities_are_not_tried_on_others(submissi
 
     _findings(submission, calibration=False)
     with pytest.raises(InputError, match="was predicted without a calibration"):
+        _evaluate(submission, thresholds=submission / "points.json", force=True)
+
+    _findings(submission, calibration=True, model="2")
+    with pytest.raises(InputError, match="was predicted by another model"):
         _evaluate(submission, thresholds=submission / "points.json", force=True)
 
     (submission / "prediction.json").unlink()

@@ -179,11 +179,16 @@ def check_thresholds(path: Path, points: Mapping[str, Any], submission: Path) ->
         cannot_tell = f"whether {submission.name} was calibrated in the same way cannot be told"
         return [f"Thresholds are of calibrated probabilities; {cannot_tell}."]
     try:
-        own = json.loads(about.read_text(encoding="utf-8"))["calibration"]
+        made_by = json.loads(about.read_text(encoding="utf-8"))
+        own, model = made_by["calibration"], made_by["model_sha256"]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{about} cannot be read ({type(error).__name__}: {error}). Predict again."
         ) from error
+    if model != points.get("fitted_on", {}).get("model_sha256"):
+        raise InputError(
+            f"{submission} was predicted by another model than the thresholds of {path} are for."
+        )
     if own != points.get("calibration"):
         done = "without a calibration" if own is None else "with another calibration"
         raise InputError(
