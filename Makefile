@@ -9,7 +9,7 @@ SOURCES := luna_cls tests benchmarks
 
 # Losses and metrics are for every backend of Keras.
 BACKEND_TESTS := tests/test_losses.py tests/test_soft_confusion.py tests/test_metrics.py tests/test_distribution.py
-BACKEND_NEEDS := 'keras >= 3.15.1' numpy scipy pandas scikit-learn SimpleITK nibabel isal pydantic tomli-w pytest pytest-xdist hypothesis
+BACKEND_NEEDS := 'keras >= 3.15.1' numpy scipy pandas scikit-learn SimpleITK nibabel isal pydantic tomli-w pytest 'pytest-xdist >= 3.7' hypothesis
 jax_NEEDS := 'jax >= 0.5'
 torch_NEEDS := 'torch == 2.13.0'
 peers_NEEDS := $(torch_NEEDS) 'torchio == 1.2.1' 'monai[itk] == 1.6.1'
@@ -23,8 +23,9 @@ CLI := $(BIN)/luna-cls
 demo: $(VENV)/installed
 	$(BIN)/luna-cls demo --out runs/demo --force
 
-# Two test files at a time, or up to four where there are more cores: most of a test is one core's work.
-PYTEST := python -m pytest -n auto --maxprocesses 4 --dist loadfile
+# Two test files at a time, or up to four where there are more cores: most of a test is one core's work. They
+# begin in the order in which they are collected (tests/conftest.py).
+PYTEST := python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/installed-dev
 	$(BIN)/$(PYTEST) --cov --cov-report=term:skip-covered tests
