@@ -13,7 +13,7 @@ from scipy.special import expit, logit
 
 from luna_cls.errors import InputError
 from luna_cls.files import require_new, whole_folder, write_csv, write_json
-from luna_cls.judging import breakdown, calibrated_run, comparison, froc, operating_points, reliability
+from luna_cls.judging import breakdown, froc, operating_points, reliability
 from luna_cls.judging.binary import binary_metrics, no_skill_metrics, precision_recall_points, roc_points
 from luna_cls.judging.froc import FALSE_POSITIVE, ON_NODULE, Matches
 from luna_cls.judging.labelled import Scores
@@ -106,6 +106,8 @@ def compare_submissions(
     Raises:
         InputError: As `evaluate_submission` and `comparison.compare` do.
     """
+    from luna_cls.judging import comparison  # with SciPy's statistics, which one submission does not wait for
+
     paths = [submission_in(submission) for submission in submissions]
     require_new(out, force=force, sign=COMPARISON, inputs=[*paths, *reference.paths])
     if not resamples:
@@ -174,6 +176,8 @@ def _write(
         )
     points = None
     if thresholds is not None:
+        from luna_cls.judging import calibrated_run  # with SciPy's optimisers, likewise
+
         points = operating_points.read(thresholds)
         result["warnings"] += calibrated_run.check_thresholds(thresholds, points, submission)
     result |= _write_metrics(folder, marks, uids, matches, points, result["warnings"], resamples, seed)
