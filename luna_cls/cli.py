@@ -479,11 +479,13 @@ def evaluate(
     )
 
     reference = Reference(annotations, excluded, seriesuids, subset, subsets)
-    finish = None
-    if not no_report:
+
+    def draw(folder: Path) -> None:
         from luna_cls.reports.page import write_evaluation_report
 
-        finish = functools.partial(write_evaluation_report, scans=scans or ())
+        write_evaluation_report(folder, scans=scans or ())
+
+    finish = None if no_report else draw
     if len(predictions) > 1:
         if thresholds is not None:
             raise InputError("--thresholds are tried on one submission. Give one, or leave --thresholds off.")
