@@ -155,9 +155,8 @@ def share_interval_95(part: float, whole: float, drawn: Floats) -> Floats:
         Lower and upper bound, float64 `(2,)`: the middle 95 % of the draws; Wilson's where these do not vary,
         as they never do about 0 of n and n of n. NaN where `whole` is 0.
     """
-    defined = drawn[np.isfinite(drawn)]
-    varies = len(defined) > 0 and defined.min() < defined.max()
-    return interval_95(defined) if varies else wilson_95(part, whole)
+    bounds = interval_95(drawn)
+    return bounds if np.isfinite(bounds).all() else wilson_95(part, whole)
 
 
 @dataclass(frozen=True, eq=False)
