@@ -20,7 +20,7 @@ from luna_cls.reports.calibration_sections import decisions
 from luna_cls.reports.candidates import accuracy_in_words
 from luna_cls.reports.evidence import apart
 from luna_cls.reports.page import render, write_evaluation_report, write_report
-from luna_cls.reports.viewer import Cubes, in_window, middle_planes, sprite
+from luna_cls.reports.viewer import Cubes, in_window, sprite, still
 from luna_cls.scans.luna16 import LunaTree
 from luna_cls.scans.volume import read_volume
 
@@ -448,7 +448,7 @@ def test_pictures_show_the_cube_the_right_way_up():
     hu = np.full((31, 31, 31), -1350, np.int16)
     hu[15:, :16, :16] = 250
 
-    planes = np.split(middle_planes(in_window(hu)), [31, 33, 64, 66], axis=1)[::2]
+    planes = np.split(still(in_window(hu)), [31, 33, 64, 66], axis=1)[::2]
 
     for plane in planes:
         assert plane[:15, :15].min() == 255
@@ -547,7 +547,7 @@ def test_pictures_of_the_page_are_those_of_the_cubes(own, small_store):
 
     picture = imread(io.BytesIO(base64.b64decode(Parsed(html).all("img")[0]["src"].split(",")[1])))
 
-    np.testing.assert_array_equal(np.rint(picture * 255), middle_planes(in_window(cube.hu)))
+    np.testing.assert_array_equal(np.rint(picture * 255), still(in_window(cube.hu)))
 
 
 def _with(folder, name, **content):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -47,7 +48,7 @@ def draw_planes(
         axes.text(GAP_PX, TOP_PX + (row + 0.5) * step, plane, color="silver", fontsize=9, va="center")
     for column, (cube, caption) in enumerate(zip(cubes, captions, strict=True)):
         left = LEFT_PX + column * step
-        for row, picture in enumerate(_planes(cube)):
+        for row, picture in enumerate(middle_planes(cube)):
             top = TOP_PX + row * step
             extent = (left, left + TILE_PX, top + TILE_PX, top)
             axes.imshow(picture, "gray", vmin=WINDOW_HU[0], vmax=WINDOW_HU[1], extent=extent, aspect="auto")
@@ -59,7 +60,13 @@ def draw_planes(
     return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
-def _planes(cube: NDArray[np.int16]) -> tuple[NDArray[np.int16], ...]:
-    """Through the middle of a cube `(z, y, x)`, LPS, each as it is looked at."""
+def middle_planes(cube: NDArray[np.integer[Any]]) -> tuple[NDArray[np.integer[Any]], ...]:
+    """The axial, coronal and sagittal plane through the middle of a cube, each as it is looked at.
+
+    Front and head are up, the patient's right is on the left; in the sagittal plane the front is.
+
+    Args:
+        cube: `(z, y, x)`, LPS.
+    """
     z, y, x = (length // 2 for length in cube.shape)
     return cube[z], cube[::-1, y], cube[::-1, :, x]

@@ -15,7 +15,7 @@ from luna_cls.errors import InputError
 from luna_cls.files import require_new, whole_folder, write_csv, write_json
 from luna_cls.judging import breakdown, froc, operating_points, reliability
 from luna_cls.judging.binary import binary_metrics, no_skill_metrics, precision_recall_points, roc_points
-from luna_cls.judging.froc import FALSE_POSITIVE, ON_NODULE, Matches
+from luna_cls.judging.froc import Matches
 from luna_cls.judging.labelled import Scores
 from luna_cls.judging.official import write_official_files
 from luna_cls.judging.resampled_metrics import resampled_metrics
@@ -24,7 +24,6 @@ from luna_cls.judging.submission import (
     OF_FOLDER,
     Reference,
     check_scans,
-    read_annotations,
     read_submission,
     submission_in,
     warnings,
@@ -72,8 +71,9 @@ def evaluate_submission(
     path = submission_in(submission)
     inputs = [path, *reference.paths, *([thresholds] if thresholds else [])]
     require_new(out, force=force, sign=EVALUATION, inputs=inputs)
+    marks = read_submission(path)
     with whole_folder(out) as folder:
-        result = _write(folder, path, reference, thresholds, resamples, seed)
+        result = _write(folder, path, marks, reference, reference.findings(), thresholds, resamples, seed)
         if finish:
             finish(folder)
     return result
@@ -114,15 +114,15 @@ def compare_submissions(
         raise InputError("A comparison rests on resamples of the scans. Received: --resamples 0.")
     names, folds = _names(submissions), comparison.folds_of(submissions)
     tables = {name: read_submission(path) for name, path in zip(names, paths, strict=True)}
-    nodules = read_annotations(reference.annotations) if reference.annotations else None
-    ignored = read_annotations(reference.excluded, "excluded findings") if reference.excluded else None
+    nodules, ignored = findings = reference.findings()
     uids = reference.scans_of(tables[names[0]]) if reference.lists_scans else None
     found = comparison.compare(tables, nodules, uids, ignored, folds=folds, resamples=resamples, seed=seed)
     warned: dict[str, list[str]] = {}
     with whole_folder(out) as folder:
         for name, path in zip(names, paths, strict=True):
             (folder / name).mkdir()
-            for sentence in _write(folder / name, path, reference, None, resamples, seed)["warnings"]:
+            written = _write(folder / name, path, tables[name], reference, findings, None, resamples, seed)
+            for sentence in written["warnings"]:
                 warned.setdefault(sentence, []).append(name)
         summary = {
             **found.summary(),
@@ -150,13 +150,17 @@ def _names(submissions: Sequence[Path]) -> list[str]:
 def _write(
     folder: Path,
     submission: Path,
+    marks: pd.DataFrame,
     reference: Reference,
+    findings: tuple[pd.DataFrame | None, pd.DataFrame | None],
     thresholds: Path | None,
     resamples: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Fills a folder with what `evaluate_submission` tells of, and returns that."""
-    marks = read_submission(submission)
+    """Fills a folder with what `evaluate_submission` tells of, and returns that.
+
+    The tables, of the submission and of `Reference.findings`, are those of the files.
+    """
     if marks.empty and not reference.lists_scans:
         raise InputError(f"{submission} has no row. List the scans that were read with --seriesuids.")
     uids = reference.scans_of(marks)
@@ -164,9 +168,8 @@ def _write(
     resamples = resamples if len(uids) > 1 else 0  # one scan is drawn as it is
     result: dict[str, Any] = {"warnings": []}
     matches = None
-    if reference.annotations:
-        nodules = read_annotations(reference.annotations)
-        ignored = read_annotations(reference.excluded, "excluded findings") if reference.excluded else None
+    nodules, ignored = findings
+    if nodules is not None:
         matches = froc.match(marks, nodules, uids, ignored)
         result["warnings"] = warnings(marks, nodules, ignored, matches, reference)
         result["froc"] = _write_froc(folder, submission.stem, matches, resamples, seed)
@@ -230,8 +233,7 @@ def _write_metrics(
         "interval_95": None,
     }
     if matches is not None and result["labels"] == "luna16":
-        marks = matches.marks[matches.marks["outcome"].isin([ON_NODULE, FALSE_POSITIVE])]
-        marks = marks.assign(**{"class": (marks["outcome"] == ON_NODULE).astype(int)})
+        marks = matches.marks.assign(**{"class": matches.labels})[matches.labels >= 0]
     scan = pd.Index(uids).get_indexer(marks["seriesuid"])
     marks, scan = marks[scan >= 0], scan[scan >= 0]
     points = None

@@ -108,6 +108,11 @@ class Matches:
     nodules: pd.DataFrame
     cut_by_ties: int = 0
 
+    @property
+    def labels(self) -> pd.Series:
+        """Of each mark 1 in a nodule, 0 if it is a false positive, -1 on an excluded finding."""
+        return self.marks["outcome"].map({ON_NODULE: 1, FALSE_POSITIVE: 0, IGNORED: -1}).astype(int)
+
     def of_nodules(self, chosen: NDArray[np.bool_]) -> Matches:
         """The same with some of the nodules alone; marks on the others still are no false positives."""
         return replace(self, nodules=self.nodules[chosen])

@@ -12,7 +12,7 @@ from scipy.special import expit
 
 from luna_cls.errors import InputError
 from luna_cls.files import COORDINATES
-from luna_cls.judging.froc import FALSE_POSITIVE, ON_NODULE, Matches
+from luna_cls.judging.froc import Matches
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -131,9 +131,8 @@ def _labels_of_nodules(
     """1 in a nodule, 0 outside; -1 on an excluded finding, and where no submission's mark counts."""
     labels = np.full(len(next(iter(tables.values()))), -1)
     for name, found in matches.items():
-        outcome = found.marks["outcome"].reindex(tables[name].index)
-        labels[outcome == ON_NODULE] = 1
-        labels[outcome == FALSE_POSITIVE] = 0
+        own = found.labels.reindex(tables[name].index, fill_value=-1).to_numpy()
+        labels[own >= 0] = own[own >= 0]
     return labels, (
         "Candidates are labelled by which marks lie in nodules; those on excluded findings are left out, and "
         "those beyond the hundredth of their scan in every submission. Those that count in another one alone "

@@ -60,6 +60,13 @@ class Reference:
         """All files and folders named."""
         return [path for path in asdict(self).values() if isinstance(path, Path)]
 
+    def findings(self) -> tuple[pd.DataFrame | None, pd.DataFrame | None]:
+        """Tables of the nodules and of the findings to ignore; None for what was not given."""
+        return (
+            read_annotations(self.annotations) if self.annotations else None,
+            read_annotations(self.excluded, "excluded findings") if self.excluded else None,
+        )
+
     def scans_of(self, marks: pd.DataFrame) -> list[str]:
         """The scans that count: those listed, or else those with marks; with a subset, its own of them."""
         listed = read_series_uids(self.series_uids) if self.series_uids else None

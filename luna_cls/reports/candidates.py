@@ -7,7 +7,6 @@ from typing import Any
 
 import pandas as pd
 
-from luna_cls.files import COORDINATES
 from luna_cls.reports import figures
 from luna_cls.reports.blocks import (
     Block,
@@ -24,7 +23,7 @@ from luna_cls.reports.blocks import (
 )
 from luna_cls.reports.evidence import apart
 from luna_cls.reports.terminal import METRIC_NAMES
-from luna_cls.reports.viewer import Cubes, cards
+from luna_cls.reports.viewer import Cubes, cards, place_of
 
 MOST_CARDS = 8
 AS_TRAINED = " as trained, before calibration"
@@ -226,9 +225,8 @@ def _worst(
         return Section(name, title, (text, _how_to_look(edges_mm)) if edges_mm else (text,), [Cards(made)])
     rows = []
     for row in shown.to_dict("records"):
-        place = ", ".join(f"{row[axis]:.1f}".replace("-", "−") for axis in COORDINATES)
         size = [f"{row['diameter_mm']:.1f} mm"] if "diameter_mm" in row else []
-        rows.append((heading(row).capitalize(), *size, place, Uid(row["seriesuid"])))
+        rows.append((heading(row).capitalize(), *size, place_of(row), Uid(row["seriesuid"])))
     columns = ("What", *(["Diameter"] if "diameter_mm" in shown.columns else []), "x, y, z in mm", "Scan")
     table = Table(title, columns, rows, of_words=True)
     return Section(name, title, (f"{text} {AXES}",), [table], PICTURES_HINT)

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from luna_cls.cubes.cutting import CubeSpec, cut_cubes
+from luna_cls.cubes.montage import middle_planes
 from luna_cls.cubes.store import OK, CubeStore
 from luna_cls.errors import InputError
 from luna_cls.files import COORDINATES
-from luna_cls.reports.blocks import Card
+from luna_cls.reports.blocks import Card, number
 from luna_cls.reports.contact_sheet import WINDOW_HU
 from luna_cls.scans.luna16 import LunaTree
 from luna_cls.scans.volume import find_scans, read_volume
@@ -108,8 +109,7 @@ def cards(
     made = []
     rows = points.to_dict("records")
     for rank, (row, cube) in enumerate(zip(rows, cubes.around(points), strict=True), 1):
-        place = ", ".join(f"{row[name]:.1f}".replace("-", "−") for name in COORDINATES)
-        everything = [*facts(row), ("Place x, y, z", f"{place} mm"), ("Scan", row["seriesuid"])]
+        everything = [*facts(row), ("Place x, y, z", f"{place_of(row)} mm"), ("Scan", row["seriesuid"])]
         about = f"{rank}. {heading(row)}"
         if cube.hu is None:
             made.append(Card(about, everything, missing=cube.missing))
@@ -119,7 +119,7 @@ def cards(
             Card(
                 about,
                 everything,
-                still=_png(middle_planes(planes)),
+                still=_png(still(planes)),
                 sprite=_png(sprite(planes)),
                 size_vox=len(planes),
                 spacing_mm=cube.spacing_mm,
@@ -128,16 +128,19 @@ def cards(
     return made
 
 
+def place_of(row: Mapping[str, Any]) -> str:
+    """Where a point is, as x, y and z in mm with one digit."""
+    return ", ".join(number(row[name], 1) for name in COORDINATES)
+
+
 def in_window(hu: NDArray[np.int16]) -> NDArray[np.uint8]:
     """HU as grey values: `WINDOW_HU` becomes 0 to 255."""
     low, high = WINDOW_HU
     return np.rint((np.clip(hu, low, high) - low) * (255 / (high - low))).astype(np.uint8)
 
 
-def middle_planes(cube: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Axial, coronal and sagittal plane through the middle, side by side, black between them.
-
-    Front and head are up, the patient's right on the left; in the sagittal plane the front is.
+def still(cube: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Its `middle_planes` side by side, black between them.
 
     Args:
         cube: Grey values `(n, n, n)`, axes z, y, x, LPS.
@@ -145,10 +148,9 @@ def middle_planes(cube: NDArray[np.uint8]) -> NDArray[np.uint8]:
     Returns:
         Grey values `(n, 3 n + 2 GAP_PX)`.
     """
-    middle = len(cube) // 2
     gap = np.zeros((len(cube), GAP_PX), np.uint8)
-    planes = cube[middle], gap, cube[::-1, middle], gap, cube[::-1, :, middle]
-    return np.concatenate(planes, axis=1)
+    axial, coronal, sagittal = middle_planes(cube)
+    return np.concatenate([axial, gap, coronal, gap, sagittal], axis=1)
 
 
 def sprite(cube: NDArray[np.uint8]) -> NDArray[np.uint8]:
