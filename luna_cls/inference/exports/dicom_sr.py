@@ -81,8 +81,8 @@ def _slices(findings: ScanFindings) -> list[Dataset]:
         )
     if len({(one.StudyInstanceUID, one.FrameOfReferenceUID) for one in slices}) > 1:
         raise InputError(
-            f"{folder}: slices of the series {uid} differ in StudyInstanceUID or FrameOfReferenceUID, so that "
-            "no report can place findings in it. Leave sr out of the formats."
+            f"{folder}: slices of the series {uid} differ in StudyInstanceUID or FrameOfReferenceUID, so "
+            "that no report can place findings in it. Leave sr out of the formats."
         )
     positions_xyz_mm = np.array([one.ImagePositionPatient for one in slices], float)
     heights_vox = findings.grid.to_voxel_zyx(positions_xyz_mm)[:, 0]
