@@ -28,7 +28,9 @@ SHAPE_ZYX, SPACING_XYZ_MM, ORIGIN_XYZ_MM = (8, 20, 24), (0.7, 0.8, 2.5), (-195.0
 PLACES_ZYX_VOX = np.array([[2.3, 5.1, 10.4], [2.2, 12.0, 3.7], [6.6, 17.9, 20.2], [0.0, 3.0, 4.0]])
 ABOUT = {
     "luna_cls": "0.1.0",
-    "models": [{"name": "größer.keras", "sha256": "0123456789abcdef" * 4, "calibration": None}],
+    "models": [
+        {"name": "größer.keras", "sha256": "0123456789abcdef" * 4, "calibration": {"method": "platt"}}
+    ],
     "threshold": 0.5,
     "begun": "2026-11-22T03:00:00+00:00",
 }
@@ -137,7 +139,11 @@ def test_the_validator_sees_faults(tmp_path, tilted, tool):
 
 
 def groups_of(path):
-    return sr.MeasurementReport.from_sequence([sr.srread(path)]).get_planar_roi_measurement_groups()
+    """The findings, asked for as 3D Slicer's QuantitativeReporting asks."""
+    report = sr.MeasurementReport.from_sequence([sr.srread(path)])
+    return report.get_planar_roi_measurement_groups(
+        graphic_type=sr.GraphicTypeValues3D.POINT, reference_type=pydicom.sr.codedict.codes.DCM.ImageRegion
+    )
 
 
 # ------------------------------------------------------------------------------------------ where things are
@@ -222,7 +228,7 @@ def test_the_report_says_who_observed_by_which_models(tilted):
     assert texts["Algorithm Name"] == ["luna_cls"] * 3
     assert texts["Algorithm Version"] == ["0.1.0"] * 3
     assert texts["Algorithm Parameters"] == [
-        "model größer.keras, SHA-256 " + "0123456789abcdef" * 4, "threshold 0.5",
+        "model größer.keras, SHA-256 " + "0123456789abcdef" * 4 + ", calibration platt", "threshold 0.5",
     ] * 3  # fmt: skip
     (comment,) = texts["Comment"]
     assert comment.startswith("For research, not for diagnosis. 3 of 4 candidates are shown, each with ")
@@ -386,6 +392,18 @@ def test_names_in_any_script_are_kept(tmp_path, tool):
     assert_valid(tool, path)
 
 
+def test_text_within_sequences_changes_its_script_too(tmp_path):
+    """The meaning of a procedure's code, in Latin-1 in the scan, is the same word in the report's UTF-8."""
+    procedure = pydicom.Dataset()
+    procedure.CodeValue, procedure.CodingSchemeDesignator = "1", "99LOCAL"
+    procedure.CodeMeaning = "Übersicht des Thorax"
+    findings = find(write_series(tmp_path / "series", ProcedureCodeSequence=[procedure]))
+
+    report = pydicom.dcmread(write(findings, tmp_path / "out"))
+
+    assert report.ProcedureCodeSequence[0].CodeMeaning == "Übersicht des Thorax"
+
+
 @pytest.mark.parametrize("keyword", ["FrameOfReferenceUID", "StudyInstanceUID"])
 def test_a_scan_that_no_report_can_refer_to_is_refused(tmp_path, keyword):
     """One line names the slice and what it lacks; nothing is written."""
@@ -396,6 +414,17 @@ def test_a_scan_that_no_report_can_refer_to_is_refused(tmp_path, keyword):
 
     assert "\n" not in str(refusal.value)
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_scan_in_two_frames_of_reference_is_refused(tmp_path):
+    """Points cannot be placed in a series whose slices do not share their coordinates."""
+    findings = find(write_series(tmp_path / "series"))
+    one = pydicom.dcmread(tmp_path / "series" / "3.dcm")
+    one.FrameOfReferenceUID = f"{ROOT}9"
+    one.save_as(tmp_path / "series" / "3.dcm")
+
+    with pytest.raises(InputError, match="differ in StudyInstanceUID or FrameOfReferenceUID"):
+        write(findings, tmp_path / "out")
 
 
 def test_a_scan_that_has_changed_is_refused(tmp_path):
