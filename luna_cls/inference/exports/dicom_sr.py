@@ -81,8 +81,8 @@ def _slices(findings: ScanFindings) -> list[Dataset]:
         )
     if len({(one.StudyInstanceUID, one.FrameOfReferenceUID) for one in slices}) > 1:
         raise InputError(
-            f"{folder}: slices of the series {uid} differ in StudyInstanceUID or FrameOfReferenceUID, so that "
-            "no report can place findings in it. Leave sr out of the formats."
+            f"{folder}: slices of the series {uid} differ in StudyInstanceUID or FrameOfReferenceUID, so "
+            "that no report can place findings in it. Leave sr out of the formats."
         )
     positions_xyz_mm = np.array([one.ImagePositionPatient for one in slices], float)
     heights_vox = findings.grid.to_voxel_zyx(positions_xyz_mm)[:, 0]
@@ -176,15 +176,14 @@ def _library(sources: list[Dataset]) -> sr.ContainerContentItem:
 
 
 def _parameters(findings: ScanFindings) -> list[str]:
-    """What else decided the findings: models, calibrations, the threshold."""
+    """What else decided the findings: models, how they were calibrated, the threshold."""
     about = findings.about
-    models = [f"model {model['name']}, SHA-256 {model['sha256']}" for model in about["models"]]
-    calibrations = [
-        f"calibration of {model['name']}: {json.dumps(model['calibration'], sort_keys=True)}"
+    models = [
+        f"model {model['name']}, SHA-256 {model['sha256']}, calibration "
+        f"{(model['calibration'] or {}).get('method', 'none')}"
         for model in about["models"]
-        if model.get("calibration")
     ]
-    return [*models, *calibrations, f"threshold {about['threshold']:.6g}"]
+    return [*models, f"threshold {about['threshold']:.6g}"]
 
 
 def _group(
@@ -222,7 +221,7 @@ def _group(
 def _no_finding(
     series_uid: str, source: Dataset, algorithm: sr.AlgorithmIdentification
 ) -> sr.MeasurementsAndQualitativeEvaluations:
-    """The one group (TID 1501) of a report without findings: a template without any would not be valid."""
+    """The one group (TID 1501) of a report without findings, as readers look for a group in every report."""
     return sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(
             uid=_uid("no finding", series_uid), identifier=f"{NAME}: no finding"
