@@ -655,6 +655,7 @@ def _understated():
             lambda: _archive(("c", bytes(10_000_001))),
             "claims 10,000,001 bytes for c; at most 1,000",
         ),
+        (lambda: _archive(("large", bytes(9_000_000))), "claims 9,000,000 bytes for large, packed into 8,"),
         (lambda: _archive()[:-30], "is damaged"),
         (lambda: _archive().replace(b"\x4b\xcb,*.\x01\0", b"\x4b\xcb,*.\x02\0"), "is damaged"),
         (_encrypted, "is damaged: .*encrypted"),
@@ -671,6 +672,7 @@ def _understated():
         "twice",
         "link",
         "bomb",
+        "packed bomb",
         "truncated",
         "flipped bits",
         "encrypted",
@@ -682,11 +684,11 @@ def _understated():
 )
 def test_a_hostile_archive_is_refused(make, message):
     """Only files that are expected, once each, are read, and no more of them than allowed."""
-    limits = {"a": 1000, "b": 1000, "c": 1000}
+    limits = {"a": 1000, "b": 1000, "c": 1000, "large": 1 << 30}
 
-    assert read_archive(_archive(), "it", limits, ["c"]) == {"a": b"first", "b": b"second"}
+    assert read_archive(_archive(), "it", limits, ["c", "large"]) == {"a": b"first", "b": b"second"}
     with pytest.raises(InputError, match=message) as refusal:
-        read_archive(make(), "it", limits, ["c"])
+        read_archive(make(), "it", limits, ["c", "large"])
 
     assert "\n" not in str(refusal.value)
 

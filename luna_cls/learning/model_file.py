@@ -30,6 +30,9 @@ PRETRAINED = {"phantom": _FOLDER / "phantom" / "model.keras"}
 MOST_MODEL_BYTES = 1 << 30
 MOST_JSON_BYTES = 1 << 23
 _DEEPEST_JSON = 64
+_MOST_PACKED = (
+    100  # of a large file, as in Keras: weights hardly get smaller, and Keras leaves them as they are
+)
 
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 _MEMBERS = {_CONFIG: MOST_JSON_BYTES, _METADATA: MOST_JSON_BYTES, _WEIGHTS: MOST_MODEL_BYTES}
@@ -205,6 +208,10 @@ def _read_entries(archive: zipfile.ZipFile, refused: str, members: Mapping[str, 
         if entry.file_size > most:
             raise InputError(
                 f"{refused} claims {entry.file_size:,} bytes for {name}; at most {most:,} are read."
+            )
+        if entry.file_size > max(MOST_JSON_BYTES, _MOST_PACKED * entry.compress_size):
+            raise InputError(
+                f"{refused} claims {entry.file_size:,} bytes for {name}, packed into {entry.compress_size:,}."
             )
         with archive.open(entry) as file:
             read[name] = file.read(most + 1)
