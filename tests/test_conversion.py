@@ -97,15 +97,25 @@ def test_any_number_of_cubes_goes_in(bundle, tmp_path):
     import tensorflow as tf
 
     session = onnxruntime.InferenceSession(tmp_path / "onnx" / "model.onnx")
-    serve = tf.saved_model.load(str(tmp_path / "savedmodel")).serve
+    saved = tf.saved_model.load(str(tmp_path / "savedmodel"))
     cubes = drawn_cubes(bundle.spec, 5)[..., None]
 
-    (five,), (one,) = (session.run(None, {"hu": some}) for some in (cubes, cubes[:1]))
+    (five,), (one,) = (session.run(["logit"], {"hu": some}) for some in (cubes, cubes[:1]))
 
     assert session.get_inputs()[0].type == "tensor(int16)"
+    assert session.get_inputs()[0].shape == ["batch", 8, 8, 8, 1]
     assert (five.shape, one.shape) == ((5, 1), (1, 1))
     np.testing.assert_allclose(five[:1], one, rtol=1e-5)
-    np.testing.assert_allclose(serve(cubes), five, rtol=1e-4)
+    np.testing.assert_allclose(saved.serve(cubes), five, rtol=1e-4)
+
+
+def test_onnx_is_the_same_every_time(bundle, tmp_path):
+    """Exported twice, in a process that has converted others before, the folders are equal byte for byte."""
+    for name in ("first", "second"):
+        export(bundle, tmp_path / name, "onnx")
+
+    for file in ("model.onnx", "bundle.json"):
+        assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes()
 
 
 @pytest.mark.slow

@@ -59,7 +59,8 @@ def export(
 
     What is made takes int16 HU `(batch, z, y, x, 1)`, any number at a time, and gives float32 logits
     `(batch, 1)`, not calibrated; the window is in it. It computes in float32, whatever the model was trained
-    in. Beside it, `bundle.json` says what it is: the card of the model, and `export`.
+    in. Beside it, `bundle.json` says what it is: the card of the model, and `export`. ONNX is the same bytes
+    every time, OpenVINO is from process to process; TensorFlow writes random marks into a SavedModel.
 
     Args:
         bundle: The model.
@@ -202,6 +203,34 @@ def _run_savedmodel(path: Path) -> Callable[[Cubes], Any]:
 
 def _write_onnx(model: keras.Model, folder: Path) -> None:
     _export(model, folder / "model.onnx", "onnx")
+    _rename(folder / "model.onnx")
+
+
+def _rename(path: Path) -> None:
+    """Calls the input hu, the output logit, and the rest by number: tf2onnx's names change from time to time."""
+    import onnx
+
+    model = onnx.load(path)
+    graph = model.graph
+    graph.doc_string = RESEARCH_ONLY
+    (hu,), (logit,) = graph.input, graph.output
+    names = {"": "", hu.name: "hu", logit.name: "logit"}
+    for number, node in enumerate(graph.node):
+        node.name = f"{node.op_type}_{number}"
+        for values in (node.input, node.output):
+            values[:] = [names.setdefault(name, f"value_{len(names)}") for name in values]
+    weights = {names[tensor.name]: tensor for tensor in graph.initializer if tensor.name in names}
+    for name, tensor in weights.items():
+        tensor.name = name
+    order = sorted(weights, key=list(names.values()).index)
+    kept = [weights[name] for name in order]
+    del graph.initializer[:], graph.value_info[:]
+    graph.initializer.extend(kept)
+    for value, name in ((hu, "hu"), (logit, "logit")):
+        value.name = name
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
 
 
 def _run_onnx(path: Path) -> Callable[[Cubes], Any]:
@@ -209,8 +238,7 @@ def _run_onnx(path: Path) -> Callable[[Cubes], Any]:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda cubes: session.run(None, {name: cubes})[0]
+    return lambda cubes: session.run(["logit"], {"hu": cubes})[0]
 
 
 def _write_openvino(model: keras.Model, folder: Path) -> None:
@@ -245,7 +273,7 @@ _KINDS: dict[Format, _Kind] = {
         _write_savedmodel,
         _run_savedmodel,
         "tensorflow",
-        "tf.saved_model.load(FOLDER).serve(cubes)",
+        "model = tf.saved_model.load(FOLDER); logits = model.serve(cubes)",
     ),
     "onnx": _Kind(
         ("tf2onnx", "onnx", "onnxruntime"),
@@ -261,7 +289,7 @@ _KINDS: dict[Format, _Kind] = {
         _write_openvino,
         _run_openvino,
         "openvino",
-        "as exact as compared with INFERENCE_PRECISION_HINT f32; on processors with bfloat16 OpenVINO computes in "
-        "that otherwise. Its Python package sends usage data to its maker: opt_in_out --opt_out",
+        "compared with INFERENCE_PRECISION_HINT f32; without it OpenVINO computes in bfloat16 where the "
+        "processor can. Its Python package sends usage data to its maker unless told not to: opt_in_out --opt_out",
     ),
 }
