@@ -3,9 +3,9 @@
 python benchmarks/model_card.py RUN PHANTOM FINDINGS OUT [--real FILE.json]
 
 RUN is the run, PHANTOM what it was trained on, FINDINGS what `luna-cls predict` found in the scans of it that
-were kept aside (fold 9), and FILE.json what `benchmarks/transfer.py --json` said of real scans. Makes the folder
-`OUT/phantom`. The operating point is the logit at which, of the candidates of those scans, one a scan that is no
-nodule is marked. `make model` calls this.
+were kept aside (fold 9), and FILE.json what `benchmarks/transfer.py --json` said of real scans. Makes the
+folder `OUT/phantom`. The operating point is the logit at which, of the candidates of those scans, one a scan
+that is no nodule is marked. `make model` calls this.
 """
 
 from __future__ import annotations

@@ -15,7 +15,6 @@ import math
 import re
 import stat
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -31,6 +30,9 @@ PRETRAINED = {"phantom": _FOLDER / "phantom" / "model.keras"}
 MOST_MODEL_BYTES = 1 << 30
 MOST_JSON_BYTES = 1 << 23
 _DEEPEST_JSON = 64
+_MOST_PACKED = (
+    100  # of a large file, as in Keras: weights hardly get smaller, and Keras leaves them as they are
+)
 
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 _MEMBERS = {_CONFIG: MOST_JSON_BYTES, _METADATA: MOST_JSON_BYTES, _WEIGHTS: MOST_MODEL_BYTES}
@@ -177,32 +179,44 @@ def read_archive(
         InputError: If it is damaged or encrypted, lacks a file, has one twice or one more, or if a file is a
             link or too large.
     """
-    refused = f"{what} is refused:"
-    read: dict[str, bytes] = {}
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            for entry in archive.infolist():
-                name = entry.orig_filename
-                if name not in members:
-                    raise InputError(f"{refused} the archive holds {name[:80]!r}, which has no place in it.")
-                if name in read:
-                    raise InputError(f"{refused} the archive holds {name} twice.")
-                if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG):
-                    raise InputError(f"{refused} {name} in the archive is a link, or no file.")
-                if entry.file_size > members[name]:
-                    raise InputError(
-                        f"{refused} {name} in the archive claims {entry.file_size:,} bytes; at most "
-                        f"{members[name]:,} are read."
-                    )
-                with archive.open(entry) as file:
-                    read[name] = file.read(members[name] + 1)
-                if len(read[name]) != entry.file_size:
-                    raise InputError(f"{refused} {name} in the archive is cut short.")
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+            read = _read_entries(archive, f"{what} is refused: the archive", members)
+    except InputError:
+        raise
+    except Exception as error:  # whatever a hostile or damaged archive makes zipfile raise
         raise InputError(f"{what} is damaged: {_first_line(error)}. Copy it anew.") from error
     missing = [name for name in members if name not in read and name not in optional]
     if missing:
-        raise InputError(f"{refused} the archive lacks {missing[0]}.")
+        raise InputError(f"{what} is refused: the archive lacks {missing[0]}.")
+    return read
+
+
+def _read_entries(archive: zipfile.ZipFile, refused: str, members: Mapping[str, int]) -> dict[str, bytes]:
+    if min((entry.header_offset for entry in archive.infolist()), default=0) != 0:
+        raise InputError(f"{refused} is not whole, or not all of the file.")
+    read: dict[str, bytes] = {}
+    for entry in archive.infolist():
+        name = entry.orig_filename
+        if name not in members:
+            raise InputError(f"{refused} holds {name[:80]!r}, which has no place in it.")
+        if name in read:
+            raise InputError(f"{refused} holds {name} twice.")
+        if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG):
+            raise InputError(f"{refused} holds {name} as a link, or what else is no file.")
+        most = members[name]
+        if entry.file_size > most:
+            raise InputError(
+                f"{refused} claims {entry.file_size:,} bytes for {name}; at most {most:,} are read."
+            )
+        if entry.file_size > max(MOST_JSON_BYTES, _MOST_PACKED * entry.compress_size):
+            raise InputError(
+                f"{refused} claims {entry.file_size:,} bytes for {name}, packed into {entry.compress_size:,}."
+            )
+        with archive.open(entry) as file:
+            read[name] = file.read(most + 1)
+        if len(read[name]) != entry.file_size:
+            raise InputError(f"{refused} holds {len(read[name]):,} of the bytes of {name} that it claims.")
     return read
 
 
@@ -300,36 +314,41 @@ def _numbers(release: str) -> tuple[int, ...]:
 def _check_weights(content: bytes, what: str) -> None:
     """Walks the HDF5 file of the weights: every array lies in it, as it is, and holds finite numbers."""
     import h5py
-    import numpy as np
 
-    total = 0
+    links: list[tuple[str, Any]] = []
     try:
         with h5py.File(io.BytesIO(content), "r") as file:
-
-            def check(name: str, link: Any) -> None:
-                nonlocal total
+            file.visititems_links(lambda name, link: links.append((name, link)))
+            total = 0
+            for name, link in links:
                 if not isinstance(link, h5py.HardLink):
                     _refuse(what, f"its weights hold a link out of the file, {name[:80]}")
-                array = file[name]
-                if isinstance(array, h5py.Group):
-                    return
-                if not isinstance(array, h5py.Dataset) or array.dtype.kind not in _NUMBERS:
-                    _refuse(what, f"its weights hold {name[:80]}, which is no array of numbers")
-                if array.external or array.is_virtual:
-                    _refuse(what, f"its weights hold {name[:80]}, which lies in another file")
-                declared = math.prod(array.shape) * array.dtype.itemsize
-                total += declared
-                is_filtered = array.id.get_create_plist().get_nfilters() > 0
-                if is_filtered or array.id.get_storage_size() != declared or total > len(content):
-                    _refuse(what, f"its weights claim {declared:,} bytes for {name[:80]} that are not there")
-                if array.dtype.kind == "f" and not np.isfinite(array[()]).all():
-                    _refuse(what, f"its weights {name[:80]} are not all finite. Train it again")
-
-            file.visititems_links(check)
+                if not isinstance(file[name], h5py.Group):
+                    total += _check_array(file[name], name[:80], what)
+            if total > len(content):
+                _refuse(what, f"its weights claim {total:,} bytes and have {len(content):,}")
     except InputError:
         raise
     except Exception as error:  # whatever a hostile or damaged file makes HDF5 raise
         _refuse(what, f"its weights are damaged ({_first_line(error)})", error)
+
+
+def _check_array(array: Any, name: str, what: str) -> int:
+    """Its bytes, as many as it says."""
+    import h5py
+    import numpy as np
+
+    if not isinstance(array, h5py.Dataset) or array.dtype.kind not in _NUMBERS:
+        _refuse(what, f"its weights hold {name}, which is no array of numbers")
+    if array.external or array.is_virtual:
+        _refuse(what, f"its weights hold {name}, which lies in another file")
+    claimed = math.prod(array.shape) * array.dtype.itemsize
+    is_packed = array.id.get_create_plist().get_nfilters() > 0
+    if is_packed or array.id.get_storage_size() != claimed:
+        _refuse(what, f"its weights claim {claimed:,} bytes for {name} that are not there")
+    if array.dtype.kind == "f" and not np.isfinite(array[()]).all():
+        _refuse(what, f"its weights {name} are not all finite. Train it again")
+    return claimed
 
 
 def _refuse(what: str, reason: str, error: Exception | None = None) -> NoReturn:

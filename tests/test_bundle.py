@@ -1,0 +1,715 @@
+"""Bundles: what they tell, what they are opened from, and what is refused before anything of it runs."""
+
+import io
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import h5py
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.special import expit
+
+from luna_cls.cubes.cutting import CubeSpec
+from luna_cls.errors import InputError
+from luna_cls.files import sha256
+from luna_cls.inference.bundle import open_bundles, write_bundle
+from luna_cls.judging.binary import binary_metrics
+from luna_cls.judging.calibrated_run import calibrate
+from luna_cls.learning import models
+from luna_cls.learning.model_file import ModelFile, read_archive
+
+TINY = {"size_vox": 8, "filters": (3, 5), "dense_units": 7}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A `.keras` file of cubes of 8 voxels."""
+    path = tmp_path_factory.mktemp("model") / "model.keras"
+    keras.utils.set_random_seed(0)
+    models.save(models.get("seed_cnn", **TINY), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(model, tmp_path_factory):
+    """A calibrated run called tiny, as its files stand: 8 scans of 50 candidates to validate on."""
+    run = tmp_path_factory.mktemp("runs") / "tiny"
+    run.mkdir()
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 1, 400)
+    table = pd.DataFrame(rng.uniform(-100, 100, (400, 3)), columns=["coordX", "coordY", "coordZ"]).assign(
+        seriesuid=[f"1.2.{i // 50}" for i in range(400)],
+        probability=expit(logits),
+        logit=logits,
+        **{"class": (rng.random(400) < expit(3 * logits - 2)).astype(int)},
+    )
+    table.to_csv(run / "validation_predictions.csv", index=False)
+    environment = {
+        "versions": {"keras": keras.__version__},
+        "backend": "tensorflow",
+        "data": {"cube_spec": {"size_vox": 8, "spacing_mm": 0.5}, "scans": 80, "nodules": 90},
+        "threads": {"onednn": str(run)},
+    }
+    metrics = {"validation": binary_metrics(table["class"], table["logit"])}
+    (run / "environment.json").write_text(json.dumps(environment))
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    (run / "settings.toml").write_text('[model]\nname = "seed_cnn"\nsize_vox = 8\n[loss]\nname = "focal"\n')
+    shutil.copy(model, run)
+    calibrate(run, resamples=20)
+    return run
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """A copy of it."""
+    return shutil.copytree(finished, tmp_path / "tiny")
+
+
+def _entries(path):
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def _write(path, entries):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+
+
+def _files(folder):
+    return sorted(str(path) for path in folder.rglob("*"))
+
+
+# What a bundle tells
+
+
+def test_a_bundle_tells_what_its_run_was(finished, tmp_path):
+    """Architecture, cubes, calibration, threshold, metrics, data, settings and checksums, from the run."""
+    bundle = write_bundle(finished, tmp_path / "bundle", licence="CC BY 4.0")
+
+    card = json.loads((bundle / "bundle.json").read_text())
+    points = json.loads((finished / "operating_points.json").read_text())["points"]
+    metrics = json.loads((finished / "metrics.json").read_text())["validation"]
+    assert sorted(path.name for path in bundle.iterdir()) == [
+        "bundle.json",
+        "model.keras",
+        "operating_points.json",
+    ]
+    assert (card["format"], card["name"], card["architecture"]) == (1, "tiny", "seed_cnn")
+    assert card["research_only"] == "For research, not for diagnosis."
+    assert card["licence"] == "CC BY 4.0"
+    assert card["cube_spec"] == {"size_vox": 8, "spacing_mm": 0.5}
+    assert card["window_hu"] == [-1000, 400]
+    assert card["calibration"]["method"] == "platt"
+    assert card["operating_point"]["goal"] == "sensitivity"
+    assert card["operating_point"]["threshold_probability"] == points[0]["threshold_probability"]
+    assert card["metrics"]["auc"] == metrics["auc"]
+    assert (card["metrics"]["scans"], card["metrics"]["candidates"]) == (8, 400)
+    assert card["training"]["data"] == {"scans": 80, "nodules": 90}
+    assert card["training"]["settings"]["loss"] == {"name": "focal"}
+    assert card["model_sha256"] == sha256(finished / "model.keras")
+    assert card["keras"] == keras.__version__
+
+
+@pytest.mark.parametrize("name", ["bundle", "bundle.zip"])
+def test_the_same_run_gives_the_same_bytes(finished, tmp_path, name):
+    """Made twice, in other places and at other times, a bundle is the same; no path of here is in it."""
+    copy = shutil.copytree(finished, tmp_path / "elsewhere" / "tiny")
+
+    first = write_bundle(finished, tmp_path / "a" / name)
+    second = write_bundle(copy, tmp_path / "b" / name)
+
+    files = [path for path in (first, *first.glob("*")) if path.is_file()]
+    assert len(files) == (1 if name.endswith(".zip") else 3)
+    for path in files:
+        other = second if path == first else second / path.name
+        assert path.read_bytes() == other.read_bytes()
+        if path.name != "model.keras":
+            assert str(finished.parent).encode() not in path.read_bytes()
+            assert str(Path(__file__).parents[1]).encode() not in path.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["bundle", "bundle.zip"])
+def test_a_bundle_opens_as_the_run_does(finished, tmp_path, name):
+    """Folder or zip: name, cubes, calibration, threshold and logits are those of the run."""
+    (run,), (bundle,) = open_bundles(finished), open_bundles(write_bundle(finished, tmp_path / name))
+    cubes = np.random.default_rng(0).integers(-1000, 400, (3, 8, 8, 8, 1)).astype(np.int16)
+
+    logits = bundle.load().predict(cubes, verbose=0)
+
+    assert (bundle.name, bundle.model_sha256) == (run.name, run.model_sha256) == ("tiny", run.model_sha256)
+    assert bundle.spec == run.spec == CubeSpec(8, 0.5)
+    assert bundle.calibration == run.calibration
+    assert 0 < bundle.threshold == run.threshold < 1
+    assert run.card == {}
+    assert bundle.card["name"] == "tiny"
+    np.testing.assert_array_equal(logits, models.load(finished / "model.keras").predict(cubes, verbose=0))
+
+
+def test_a_run_that_was_not_calibrated_has_no_threshold(run, tmp_path):
+    """Its bundle holds null for both, and has no operating_points.json."""
+    for name in ("calibration.json", "operating_points.json"):
+        (run / name).unlink()
+
+    (bundle,) = open_bundles(write_bundle(run, tmp_path / "bundle"))
+
+    assert bundle.calibration is bundle.threshold is bundle.card["calibration"] is None
+    assert not (tmp_path / "bundle" / "operating_points.json").exists()
+
+
+@pytest.mark.parametrize("what", ["run", "bundle"])
+def test_a_calibration_can_be_left_out(run, tmp_path, what):
+    """Neither it nor the thresholds that were chosen after it are there, and a wrong one is not looked at."""
+    path = run if what == "run" else write_bundle(run, tmp_path / "bundle")
+    if what == "run":
+        (run / "calibration.json").write_text("{}")
+
+    (bundle,) = open_bundles(path, calibrated=False)
+
+    assert bundle.calibration is bundle.threshold is None
+    assert bundle.spec == CubeSpec(8, 0.5)
+
+
+def test_a_model_lies_where_users_say(finished, tmp_path):
+    """A run, its model.keras, a bundle's model.keras, a .keras file of its own, and ten folds in order."""
+    bare = Path(shutil.copy(finished / "model.keras", tmp_path / "mine.keras"))
+    bundle = write_bundle(finished, tmp_path / "bundle", name="other")
+    for fold in range(10):
+        (tmp_path / "crossval" / f"fold{fold}").mkdir(parents=True)
+        shutil.copy(bare, tmp_path / "crossval" / f"fold{fold}" / "model.keras")
+
+    assert [own.name for own in open_bundles(finished / "model.keras")] == ["tiny"]
+    assert [own.name for own in open_bundles(bundle / "model.keras")] == ["other"]
+    assert [(own.name, own.spec) for own in open_bundles(bare)] == [("mine", CubeSpec(8))]
+    assert [own.name for own in open_bundles(str(tmp_path / "crossval"))] == [f"fold{n}" for n in range(10)]
+
+
+def test_opening_loads_no_keras(finished, tmp_path):
+    """A fresh process opens a bundle, a zip and a run without Keras and TensorFlow."""
+    paths = [write_bundle(finished, tmp_path / name) for name in ("bundle", "bundle.zip")]
+    code = (
+        "import sys\nfrom luna_cls.inference.bundle import open_bundles\n"
+        "print([open_bundles(path)[0].name for path in sys.argv[1:]])\n"
+        "print([name for name in ('keras', 'tensorflow') if name in sys.modules])"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, [*paths, finished])],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert done.stdout.splitlines() == ["['tiny', 'tiny', 'tiny']", "[]"]
+
+
+def test_a_bundle_travels_to_other_processes(finished):
+    """Pickled, as a cluster does, it is the same and loads."""
+    (bundle,) = open_bundles(finished)
+
+    copy = pickle.loads(pickle.dumps(bundle))  # noqa: S301
+
+    assert (copy.name, copy.spec, copy.calibration) == (bundle.name, bundle.spec, bundle.calibration)
+    assert copy.load().input_shape == (None, 8, 8, 8, 1)
+
+
+# Nothing is overwritten unasked
+
+
+@pytest.mark.parametrize("name", ["bundle", "bundle.zip"])
+def test_an_earlier_bundle_is_kept_unless_forced(finished, tmp_path, name):
+    """Refused at first, replaced with force; something else is not replaced even so."""
+    out = write_bundle(finished, tmp_path / name, name="first")
+    with pytest.raises(InputError, match="exists already"):
+        write_bundle(finished, out, name="second")
+    assert open_bundles(out)[0].name == "first"
+
+    write_bundle(finished, out, name="second", force=True)
+
+    assert open_bundles(out)[0].name == "second"
+    other = tmp_path / f"other-{name}"
+    _write(other, {"thesis.tex": b""}) if other.suffix else (other / "thesis").mkdir(parents=True)
+    with pytest.raises(InputError, match="is not replaced, even by --force"):
+        write_bundle(finished, other, force=True)
+
+
+@pytest.mark.parametrize("missing", ["model.keras", "metrics.json", "settings.toml", "environment.json"])
+def test_an_unfinished_run_makes_no_bundle(run, tmp_path, missing):
+    """It is refused with what it lacks, and nothing is left."""
+    (run / missing).unlink()
+
+    with pytest.raises(InputError, match=f"has no {missing}: it is no finished run"):
+        write_bundle(run, tmp_path / "bundle")
+
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_name_is_a_name(finished, tmp_path):
+    """One that leads out of a folder is refused."""
+    with pytest.raises(InputError, match=r"name has up to 80 letters.*Received: '\.\./evil'"):
+        write_bundle(finished, tmp_path / "bundle", name="../evil")
+
+
+def test_operating_points_of_another_model_are_refused(run):
+    """Thresholds that another model was calibrated with say nothing of this one."""
+    path = run / "operating_points.json"
+    stored = json.loads(path.read_text())
+    stored["fitted_on"]["model_sha256"] = "0" * 64
+    path.write_text(json.dumps(stored))
+
+    with pytest.raises(InputError, match="was made for another model or calibration"):
+        open_bundles(run)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (Path.exists, r"No model at .*nothing\. Give a run"),
+        (lambda path: path.mkdir(), "nothing holds no model: no bundle"),
+        (lambda path: path.write_text("no model"), "nothing is not a .keras file"),
+        (lambda path: (path / "fold0").mkdir(parents=True), "fold0 has no model.keras: .*not finished"),
+    ],
+    ids=["missing", "empty", "text", "unfinished fold"],
+)
+def test_what_is_no_model_is_refused(tmp_path, make, message):
+    """In one line that says what to give."""
+    make(tmp_path / "nothing")
+
+    with pytest.raises(InputError, match=message) as refusal:
+        open_bundles(tmp_path / "nothing")
+
+    assert "\n" not in str(refusal.value)
+
+
+# Bundles that were tampered with
+
+
+def _card(change):
+    def tamper(entries):
+        card = json.loads(entries["bundle.json"])
+        change(card)
+        entries["bundle.json"] = json.dumps(card).encode()
+
+    return tamper
+
+
+def _other_model(entries):
+    entries["model.keras"] += b" "
+
+
+@pytest.mark.parametrize("is_zip", [False, True], ids=["folder", "zip"])
+@pytest.mark.parametrize(
+    ("tamper", "message"),
+    [
+        (_other_model, "its model is not the one its bundle.json tells of .the checksums differ"),
+        (_card(lambda card: card.update(model_sha256="0" * 64)), "the checksums differ"),
+        (
+            _card(lambda card: card["cube_spec"].update(size_vox=9)),
+            r"tells of cubes of 9 voxels, its model reads \(None, 8, 8, 8, 1\)",
+        ),
+        (_card(lambda card: card.update(format=7)), "has bundle format 7; this version reads 1"),
+        (
+            _card(lambda card: card.update(keras="99.1")),
+            "written by Keras 99.1, .* pip install 'keras>=99.1'",
+        ),
+        (_card(lambda card: card.update(name="../../evil")), "name of bundle.json: .* Received: ../../evil"),
+        (
+            _card(lambda card: card["cube_spec"].update(spacing_mm="wide")),
+            "cube_spec.spacing_mm of bundle.json",
+        ),
+        (_card(lambda card: card.pop("licence")), "licence of bundle.json: Field required"),
+        (_card(lambda card: card.update(calibration={"method": "eval"})), "holds no calibration"),
+        (
+            _card(lambda card: card["operating_point"].update(threshold_probability=2)),
+            "operating_point.threshold_probability of bundle.json",
+        ),
+        (lambda entries: entries.update({"bundle.json": b"[" * 200_000}), "nested more than 64 deep"),
+        (lambda entries: entries.update({"bundle.json": b"[1, 2]"}), "no JSON object. Received: a list"),
+        (lambda entries: entries.update({"bundle.json": b"{"}), "is no JSON"),
+        (
+            lambda entries: entries.update({"bundle.json": b" " * ((1 << 23) + 1)}),
+            "8,388,60[89]",
+        ),
+    ],
+    ids=[
+        "model",
+        "checksum",
+        "cubes",
+        "format",
+        "newer keras",
+        "name",
+        "spacing",
+        "no licence",
+        "calibration",
+        "threshold",
+        "deep",
+        "list",
+        "half",
+        "large",
+    ],
+)
+def test_a_bundle_that_was_tampered_with_is_refused(finished, tmp_path, tamper, message, is_zip):
+    """With the reason, in one line."""
+    entries = _entries(write_bundle(finished, tmp_path / "made.zip"))
+    tamper(entries)
+    path = tmp_path / ("tampered.zip" if is_zip else "tampered")
+    if is_zip:
+        _write(path, entries)
+    else:
+        path.mkdir()
+        for name, content in entries.items():
+            (path / name).write_bytes(content)
+
+    with pytest.raises(InputError, match=message) as refusal:
+        open_bundles(path)
+
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["bundle", "bundle.zip"])
+def test_a_model_exchanged_after_it_was_opened_is_not_loaded(finished, tmp_path, name):
+    """The checksum is of the very bytes that are loaded."""
+    out = write_bundle(finished, tmp_path / name)
+    (bundle,) = open_bundles(out)
+    keras.utils.set_random_seed(1)
+    models.save(models.get("seed_cnn", **TINY), finished.parent / "other.keras")
+    entries = {
+        **(_entries(out) if out.is_file() else {}),
+        "model.keras": (finished.parent / "other.keras").read_bytes(),
+    }
+    if out.is_file():
+        _write(out, entries)
+    else:
+        (out / "model.keras").write_bytes(entries["model.keras"])
+
+    with pytest.raises(InputError, match="has changed since it was looked at"):
+        bundle.load()
+
+
+def test_a_model_that_gives_two_numbers_is_not_loaded(tmp_path):
+    """What its file says of the input fits, but it gives no single logit."""
+    inputs = keras.Input((8, 8, 8, 1))
+    outputs = keras.layers.Dense(2)(keras.layers.GlobalAveragePooling3D()(inputs))
+    models.save(keras.Model(inputs, outputs), tmp_path / "two.keras")
+    (bundle,) = open_bundles(tmp_path / "two.keras")
+
+    with pytest.raises(InputError, match=r"not a model from cubes to logits.* to \(None, 2\); expected"):
+        bundle.load()
+
+
+# Model files that were made to do harm
+
+MARKER = "executed"
+
+
+class _Touching:
+    """Touches the marker when it is unpickled."""
+
+    def __reduce__(self):
+        return Path.touch, (Path(MARKER),)
+
+
+def _npz(entries):
+    del entries["model.weights.h5"]
+    buffer = io.BytesIO()
+    np.savez(buffer, weights=np.array([_Touching()], object))
+    entries["model.weights.npz"] = buffer.getvalue()
+
+
+def _first_layer(entry):
+    """The first convolution becomes something else."""
+
+    def tamper(entries):
+        config = json.loads(entries["config.json"])
+        layers = config["config"]["layers"]
+        number = next(n for n, layer in enumerate(layers) if layer["class_name"] == "Conv3D")
+        layers[number] = {**layers[number], **entry}
+        entries["config.json"] = json.dumps(config).encode()
+
+    return tamper
+
+
+def _activation(entry):
+    def tamper(entries):
+        config = json.loads(entries["config.json"])
+        layer = next(layer for layer in config["config"]["layers"] if layer["class_name"] == "Conv3D")
+        layer["config"]["activation"] = entry
+        entries["config.json"] = json.dumps(config).encode()
+
+    return tamper
+
+
+def _function(module, name):
+    return {"class_name": "function", "config": name, "module": module, "registered_name": name}
+
+
+def _lambda(entries):
+    inputs = keras.Input((8, 8, 8, 1))
+    touching = keras.layers.Lambda(lambda x: (__import__("pathlib").Path("executed").touch(), x)[1])
+    buffer = Path("lambda.keras")
+    keras.Model(inputs, touching(inputs)).save(buffer)
+    entries.update(_entries(buffer))
+    buffer.unlink()
+    Path(MARKER).unlink()  # saving a model builds it, which calls the lambda
+
+
+def _set(name, content):
+    return lambda entries: entries.update({name: content})
+
+
+def _weights(change):
+    """The weights after a change to their HDF5 file."""
+
+    def tamper(entries):
+        path = Path("weights.h5")
+        path.write_bytes(entries["model.weights.h5"])
+        with h5py.File(path, "r+") as file:
+            change(file)
+        entries["model.weights.h5"] = path.read_bytes()
+        path.unlink()
+
+    return tamper
+
+
+FIRST = "layers/conv3d/vars/0"
+
+
+def _replaced(**options):
+    def change(file):
+        del file[FIRST]
+        file.create_dataset(FIRST, **options)
+
+    return change
+
+
+def _linked(link):
+    def change(file):
+        del file[FIRST]
+        file[FIRST] = link
+
+    return change
+
+
+def _virtual(file):
+    del file[FIRST]
+    layout = h5py.VirtualLayout((4,), "u1")
+    layout[:] = h5py.VirtualSource("/etc/passwd", "data", (4,))
+    file.create_virtual_dataset(FIRST, layout)
+
+
+def _not_a_number(file):
+    file[FIRST][0] = np.nan
+
+
+HOSTILE = {
+    "Lambda": (_lambda, "it holds a layer Lambda, which can run code or read files"),
+    "layer of TensorFlow": (_first_layer({"class_name": "TFSMLayer"}), "holds a layer TFSMLayer"),
+    "layer that reads a file": (_first_layer({"class_name": "StringLookup"}), "holds a layer StringLookup"),
+    "lambda as activation": (
+        _activation({"class_name": "__lambda__", "config": {"value": "4wAAAA=="}}),
+        "it asks for None.__lambda__",
+    ),
+    "os.system": (
+        _first_layer({"module": "os", "class_name": "system", "config": {"command": f"touch {MARKER}"}}),
+        "it asks for os.system",
+    ),
+    "exec": (
+        _first_layer({"module": "builtins", "class_name": "exec", "config": {"source": "1"}}),
+        "it asks for builtins.exec",
+    ),
+    "function of os": (_activation(_function("os", "system")), "it asks for os.system"),
+    "function of Keras that is no layer": (
+        _activation(_function("keras.utils", "get_file")),
+        "it asks for keras.utils.get_file",
+    ),
+    "registered class": (
+        _first_layer({"registered_name": "evil>Layer"}),
+        "it asks for evil>Layer, and only parts of Keras itself are taken",
+    ),
+    "pickle for config": (_set("config.json", pickle.dumps(_Touching())), r"\(config.json\) is no JSON"),
+    "pickle beside": (_set("model.pkl", pickle.dumps(_Touching())), "holds 'model.pkl', which has no place"),
+    "pickled weights": (_npz, "holds 'model.weights.npz', which has no place"),
+    "assets": (_set("assets/a.txt", b"a"), "holds 'assets/a.txt', which has no place"),
+    "newer Keras": (_set("metadata.json", b'{"keras_version": "99.0.0"}'), "written by Keras 99.0.0, and"),
+    "no Keras": (_set("metadata.json", b"{}"), "does not say which Keras wrote it"),
+    "deep config": (_set("config.json", b'{"a":' * 200_000), "nested more than 64 deep"),
+    "large config": (
+        _set("config.json", b" " * ((1 << 23) + 1)),
+        "claims 8,388,609 bytes for config.json; at",
+    ),
+    "no HDF5": (_set("model.weights.h5", b"weights"), "its weights are damaged"),
+    "shape bomb": (
+        _weights(_replaced(shape=(1 << 29,), dtype="f4", chunks=(1 << 20,))),
+        "its weights claim 2,147,483,648 bytes for layers/conv3d/vars/0 that are not there",
+    ),
+    "shape beyond 64 bits": (
+        _weights(_replaced(shape=(1 << 40, 1 << 40), dtype="f4", chunks=(1024, 1024))),
+        "bytes for layers/conv3d/vars/0 that are not there",
+    ),
+    "compression bomb": (
+        _weights(_replaced(data=np.zeros(1 << 20, "f4"), compression="gzip")),
+        "its weights claim 4,194,304 bytes",
+    ),
+    "external link": (
+        _weights(_linked(h5py.ExternalLink("/etc/passwd", "/"))),
+        "hold a link out of the file",
+    ),
+    "soft link": (_weights(_linked(h5py.SoftLink("/layers"))), "hold a link out of the file"),
+    "external storage": (
+        _weights(_replaced(shape=(4,), dtype="u1", external=[("/etc/passwd", 0, 4)])),
+        "which lies in another file",
+    ),
+    "virtual dataset": (_weights(_virtual), "which lies in another file"),
+    "objects": (_weights(_replaced(data=["a"])), "which is no array of numbers"),
+    "not a number": (_weights(_not_a_number), "layers/conv3d/vars/0 are not all finite"),
+}
+
+
+@pytest.mark.parametrize(("tamper", "message"), HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_model_is_refused_and_nothing_of_it_runs(model, tmp_path, monkeypatch, tamper, message):
+    """By open_bundles and by models.load, in one line; no file appears, none is changed."""
+    monkeypatch.chdir(tmp_path)
+    entries = _entries(model)
+    tamper(entries)
+    hostile = tmp_path / "hostile.keras"
+    _write(hostile, entries)
+    before = _files(tmp_path)
+
+    for opened in (open_bundles, models.load):
+        with pytest.raises(InputError, match=message) as refusal:
+            opened(hostile)
+        assert "\n" not in str(refusal.value)
+
+    assert _files(tmp_path) == before == [str(hostile)]
+
+
+@pytest.mark.parametrize("name", ["Lambda", "os.system", "exec", "function of os"])
+def test_keras_would_refuse_them_too(model, tmp_path, monkeypatch, name):
+    """Were the file not looked through, Keras' safe mode would stand between it and the machine."""
+    monkeypatch.chdir(tmp_path)
+    entries = _entries(model)
+    HOSTILE[name][0](entries)
+    _write(tmp_path / "hostile.keras", entries)
+    unchecked = ModelFile((tmp_path / "hostile.keras").read_bytes(), "hostile", {}, "3")
+
+    with pytest.raises(InputError, match="hostile cannot be loaded as a Keras model"):
+        models.opened(unchecked)
+
+    assert not Path(MARKER).exists()
+
+
+# Archives that were made to do harm
+
+
+def _archive(*added):
+    """An archive of a and b, and what else is given: a name or an entry, and its content."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in (("a", b"first"), ("b", b"second"), *added):
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def _link():
+    entry = zipfile.ZipInfo("c")
+    entry.external_attr = 0o120777 << 16
+    return entry, "/etc/passwd"
+
+
+def _encrypted():
+    content = bytearray(_archive())
+    for signature, at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        content[content.index(signature) + at] |= 1
+    return bytes(content)
+
+
+def _understated():
+    """Two files in one place: the directory gives b the data of a."""
+    content = bytearray(_archive())
+    directory = content.index(b"PK\x01\x02", content.index(b"PK\x01\x02") + 4)
+    content[directory + 42 : directory + 46] = bytes(4)
+    return bytes(content)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: _archive(("../evil", b"")), r"holds '\.\./evil', which has no place in it"),
+        (lambda: _archive(("/evil", b"")), "holds '/evil', which has no place in it"),
+        (lambda: _archive(("d", b"")), "holds 'd', which has no place in it"),
+        (
+            lambda: _archive(("c_.txt", b"")).replace(b"c_.txt", b"c\0.txt"),
+            r"holds 'c\\x00.txt', which has no place in it",
+        ),
+        (lambda: _archive(("a", b"again")), "holds a twice"),
+        (lambda: _archive(_link()), "holds c as a link"),
+        (
+            lambda: _archive(("c", bytes(10_000_001))),
+            "claims 10,000,001 bytes for c; at most 1,000",
+        ),
+        (lambda: _archive(("large", bytes(9_000_000))), "claims 9,000,000 bytes for large, packed into 8,"),
+        (lambda: _archive()[:-30], "is damaged"),
+        (lambda: _archive().replace(b"\x4b\xcb,*.\x01\0", b"\x4b\xcb,*.\x02\0"), "is damaged"),
+        (_encrypted, "is damaged: .*encrypted"),
+        (_understated, "is damaged"),
+        (lambda: _archive()[20:], "is not whole, or not all of the file"),
+        (lambda: b"#!/bin/sh" + _archive(), "is not whole, or not all of the file"),
+        (lambda: b"", "is damaged"),
+    ],
+    ids=[
+        "up",
+        "absolute",
+        "unknown",
+        "NUL",
+        "twice",
+        "link",
+        "bomb",
+        "packed bomb",
+        "truncated",
+        "flipped bits",
+        "encrypted",
+        "overlapping",
+        "beheaded",
+        "script before",
+        "empty",
+    ],
+)
+def test_a_hostile_archive_is_refused(make, message):
+    """Only files that are expected, once each, are read, and no more of them than allowed."""
+    limits = {"a": 1000, "b": 1000, "c": 1000, "large": 1 << 30}
+
+    assert read_archive(_archive(), "it", limits, ["c", "large"]) == {"a": b"first", "b": b"second"}
+    with pytest.raises(InputError, match=message) as refusal:
+        read_archive(make(), "it", limits, ["c", "large"])
+
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_hostile_bundle_writes_nothing_outside(finished, tmp_path, monkeypatch):
+    """A zip bundle with a path out of it is refused, and no file is there that was not."""
+    monkeypatch.chdir(tmp_path)
+    entries = _entries(write_bundle(finished, tmp_path / "made.zip"))
+    _write(tmp_path / "made.zip", {**entries, "../../evil": b"evil"})
+    before = _files(tmp_path.parent)
+
+    with pytest.raises(InputError, match=r"holds '\.\./\.\./evil', which has no place in it"):
+        open_bundles(tmp_path / "made.zip")
+
+    assert _files(tmp_path.parent) == before
+
+
+def test_half_a_bundle_is_refused(finished, tmp_path):
+    """As a broken download leaves it."""
+    path = write_bundle(finished, tmp_path / "bundle.zip")
+    path.write_bytes(path.read_bytes()[:-1000])
+
+    with pytest.raises(InputError, match="is not whole, or not all of the file"):
+        open_bundles(path)
