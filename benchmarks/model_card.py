@@ -1,36 +1,34 @@
-"""Puts a trained model where the package finds it, with a card that says what it is and what it scores.
+"""Makes the bundle that comes with the package of a trained model, with what it scores on its card.
 
 python benchmarks/model_card.py RUN PHANTOM FINDINGS OUT [--real FILE.json]
 
 RUN is the run, PHANTOM what it was trained on, FINDINGS what `luna-cls predict` found in the scans of it that
-were kept aside (fold 9), and FILE.json what `benchmarks/transfer.py --json` said of real scans. Writes
-`OUT/phantom.keras` and `OUT/phantom.json`. The operating point is the logit at which, of the candidates of
-those scans, one a scan that is no nodule is marked. `make model` calls this.
+were kept aside (fold 9), and FILE.json what `benchmarks/transfer.py --json` said of real scans. Makes the folder
+`OUT/phantom`. The operating point is the logit at which, of the candidates of those scans, one a scan that is no
+nodule is marked. `make model` calls this.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import shutil
-import tomllib
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.special import expit
 
-from luna_cls import __version__
-from luna_cls.files import write_json
+from luna_cls.inference.bundle import MODEL, write_bundle
 from luna_cls.judging.binary import binary_metrics
 from luna_cls.judging.froc import evaluate
 
+NAME, LICENCE = "phantom", "Apache-2.0"
 FALSE_ALARMS_PER_SCAN = 1
 MOST_BYTES = 4_000_000
 
 
 def main() -> None:
-    """Copies and writes."""
+    """Scores and writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     for name in ("run", "phantom", "findings", "out"):
         parser.add_argument(name, type=Path)
@@ -46,39 +44,35 @@ def main() -> None:
     threshold = float(others[FALSE_ALARMS_PER_SCAN * len(uids)])
     metrics = binary_metrics(findings["class"], findings["logit"], threshold)
     froc = evaluate(findings, annotations, uids, excluded)
-    card = {
-        "name": "phantom",
-        "purpose": "a first ranking of candidates in chest CT; for research, not for diagnosis",
-        "made_by": "make model",
-        "luna_cls": __version__,
-        "input": "int16 HU (n, 31, 31, 31, 1), cubes of 1 mm voxels, axes z, y, x",
-        "output": "logits (n, 1), of natural prevalence in its training set",
-        "training_data": "synthetic scans of luna-cls phantom alone; no scan of a person",
-        "settings": tomllib.loads((options.run / "settings.toml").read_text()),
-        "phantom": json.loads((options.phantom / "phantom.json").read_text()),
-        "on_scans_kept_aside": {
-            "num_scans": froc.num_scans,
-            "num_nodules": froc.num_nodules,
-            "num_candidates": len(findings),
-            "cpm": froc.cpm,
-            "auc": metrics["auc"],
-            "average_precision": metrics["average_precision"],
-        },
+    facts = {
         "operating_point": {
-            "logit": threshold,
-            "false_alarms_per_scan": FALSE_ALARMS_PER_SCAN,
+            "goal": "fps_per_scan",
+            "value": float(FALSE_ALARMS_PER_SCAN),
+            "threshold_probability": float(expit(threshold)),
+            "threshold_logit": threshold,
+            "chosen_on": "scans kept aside",
             "sensitivity_for_nodules": froc.sensitivity_at(FALSE_ALARMS_PER_SCAN),
         },
+        "metrics": {
+            "on": "scans kept aside",
+            "scans": froc.num_scans,
+            "candidates": len(findings),
+            "nodules": froc.num_nodules,
+            "auc": metrics["auc"],
+            "average_precision": metrics["average_precision"],
+            "cpm": froc.cpm,
+        },
+        "purpose": "a first ranking of candidates in chest CT",
+        "made_by": "make model",
+        "training_scans": "synthetic scans of luna-cls phantom alone; no scan of a person",
+        "phantom": json.loads((options.phantom / "phantom.json").read_text()),
         "real_scans": json.loads(options.real.read_text()) if options.real else None,
-        "sha256": hashlib.sha256((options.run / "model.keras").read_bytes()).hexdigest(),
     }
-    size = (options.run / "model.keras").stat().st_size
+    size = (options.run / MODEL).stat().st_size
     if size > MOST_BYTES:
-        raise SystemExit(f"{options.run}/model.keras has {size:,} bytes; at most {MOST_BYTES:,} are shipped.")
-    options.out.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(options.run / "model.keras", options.out / "phantom.keras")
-    write_json(options.out / "phantom.json", card)
-    print(f"{options.out}/phantom.keras: {size:,} bytes, CPM {froc.cpm:.3f} on {len(uids)} scans kept aside")
+        raise SystemExit(f"{options.run / MODEL} has {size:,} bytes; at most {MOST_BYTES:,} are shipped.")
+    made = write_bundle(options.run, options.out / NAME, name=NAME, licence=LICENCE, force=True, facts=facts)
+    print(f"{made}: {size:,} bytes, CPM {froc.cpm:.3f} on {len(uids)} scans kept aside")
 
 
 if __name__ == "__main__":

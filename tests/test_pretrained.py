@@ -6,17 +6,19 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
-from luna_cls.cubes.cutting import cut_cubes
+from luna_cls.cubes.cutting import CubeSpec, cut_cubes
 from luna_cls.errors import InputError
 from luna_cls.files import COORDINATES
+from luna_cls.inference.bundle import open_bundles
 from luna_cls.learning.models import PRETRAINED, load, path_of
 from luna_cls.scans.luna16 import LunaTree
 from luna_cls.scans.phantom import Acquisition, write_phantom
 from luna_cls.scans.volume import read_volume
 
-CARD = json.loads(PRETRAINED["phantom"].with_suffix(".json").read_text())
+CARD = json.loads(PRETRAINED["phantom"].with_name("bundle.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +35,21 @@ def test_it_is_the_one_its_card_tells_of():
     content = PRETRAINED["phantom"].read_bytes()
 
     assert len(content) <= 4_000_000
-    assert hashlib.sha256(content).hexdigest() == CARD["sha256"]
-    assert "not for diagnosis" in CARD["purpose"]
+    assert hashlib.sha256(content).hexdigest() == CARD["model_sha256"]
+    assert CARD["research_only"] == "For research, not for diagnosis."
     assert CARD["made_by"] == "make model"
-    assert 0.3 < CARD["on_scans_kept_aside"]["cpm"] < 0.97
+    assert 0.3 < CARD["metrics"]["cpm"] < 0.97
+
+
+def test_it_is_a_bundle():
+    """Its name opens one bundle of cubes of 31 mm, whose threshold 0.714 is the card's logit of 0.915."""
+    (bundle,) = open_bundles("phantom")
+
+    assert bundle.name == "phantom"
+    assert bundle.spec == CubeSpec(31, 1.0)
+    assert bundle.calibration is None
+    assert bundle.threshold == pytest.approx(expit(CARD["operating_point"]["threshold_logit"]))
+    assert bundle.card == CARD
 
 
 def test_it_is_known_by_its_name():

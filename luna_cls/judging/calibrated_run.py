@@ -47,6 +47,19 @@ class Calibration:
         """What files hold of it: `method`, `parameters`, `then`."""
         return {**calibration.to_json(self.method), "then": calibration.to_json(self.then)}
 
+    @classmethod
+    def from_json(cls, entry: Any) -> Calibration:
+        """What `to_json` gave.
+
+        Raises:
+            InputError: If it is something else; says what.
+        """
+        method = calibration.from_json(entry)
+        then = calibration.from_json(entry.get("then"))
+        if not isinstance(then, PriorShift):
+            raise InputError("'then' is no prior_shift.")
+        return cls(method, then)
+
     def __str__(self) -> str:
         """The method by name, and the shift."""
         name = calibration.to_json(self.method)["method"]
@@ -216,17 +229,10 @@ def read(path: Path, model: Path) -> Calibration:
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         own = stored["fitted_on"]["model_sha256"]
-        read = Calibration(calibration.from_json(stored), _shift(stored["then"]))
+        read = Calibration.from_json(stored)
     except (ValueError, KeyError, TypeError) as error:
         reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
         raise InputError(f"{path} holds no calibration ({reason}). {way_out}") from error
     if own != sha256(model):
         raise InputError(f"{path} was fitted to another model than {model}. {way_out}")
     return read
-
-
-def _shift(entry: Any) -> PriorShift:
-    then = calibration.from_json(entry)
-    if not isinstance(then, PriorShift):
-        raise InputError("'then' is no prior_shift.")
-    return then

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import keras
@@ -13,12 +13,13 @@ from pydantic import Field, validate_call
 from luna_cls.cubes.store import WINDOW_HU
 from luna_cls.errors import InputError
 from luna_cls.files import written_whole
+from luna_cls.learning import model_file
 from luna_cls.learning.layers import FusedBatchNormalization
+from luna_cls.learning.model_file import ModelFile
 from luna_cls.learning.naming import build
 from luna_cls.learning.precision import bfloat16_is_native
 
-# Models that come with the package, by name: each a .keras file with its card, a .json file, beside it.
-PRETRAINED = {"phantom": Path(__file__).parents[1] / "pretrained" / "phantom.keras"}
+PRETRAINED, path_of = model_file.PRETRAINED, model_file.path_of  # the models that come with the package
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -227,16 +228,11 @@ def save(model: keras.Model, path: Path, logit_shift: float = 0.0) -> None:
         path: The file.
         logit_shift: Added to the logits, by way of the last bias.
     """
-    plain = _rebuilt(model, FusedBatchNormalization, keras.layers.BatchNormalization)
+    saved = plain(model)
     if logit_shift:
-        plain.layers[-1].bias.assign_add([logit_shift])
+        saved.layers[-1].bias.assign_add([logit_shift])
     with written_whole(path) as temporary:
-        plain.save(temporary)
-
-
-def path_of(name_or_path: str | Path) -> Path:
-    """Where a model of `PRETRAINED` lies; any other path as it is."""
-    return PRETRAINED.get(str(name_or_path), Path(name_or_path))
+        saved.save(temporary)
 
 
 def load(path: str | Path) -> keras.Model:
@@ -248,31 +244,51 @@ def load(path: str | Path) -> keras.Model:
         path: The file, or the name of one in `PRETRAINED`.
 
     Raises:
-        InputError: If the file is missing, no Keras model, or asks for code of its own.
+        InputError: If the file is missing, no Keras model, asks for code of its own, or is refused by
+            `model_file`.
     """
-    path = path_of(path)
-    if not path.is_file():
-        raise InputError(
-            f"No model at {path}. Give the model.keras of a run, or one that comes with luna_cls: "
-            f"{', '.join(PRETRAINED)}."
-        )
-    if not zipfile.is_zipfile(path):
-        raise InputError(f"{path} is not a .keras file. Give the model.keras of a run.")
+    return opened(ModelFile.read(path_of(path)))
+
+
+def opened(file: ModelFile) -> keras.Model:
+    """`load` of a file that was read and checked already.
+
+    Raises:
+        InputError: If Keras cannot make a model of it.
+    """
     try:
-        model = keras.saving.load_model(path, compile=False, safe_mode=True)
+        with TemporaryDirectory() as private:  # Keras opens paths alone, and a path may change its file
+            path = Path(private) / "model.keras"
+            path.write_bytes(file.content)
+            model = keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # whatever a hostile or damaged file makes Keras raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{path} cannot be loaded as a Keras model: {reason}") from error
+        raise InputError(f"{file.what} cannot be loaded as a Keras model: {reason}") from error
     if not isinstance(model, keras.Model) or "layers" not in model.get_config():
-        raise InputError(f"{path} is not a Keras model of layers. Received: a {type(model).__name__}.")
-    fused = _rebuilt(
-        model,
-        keras.layers.BatchNormalization,
-        FusedBatchNormalization,
-        in_float32=not bfloat16_is_native(),
-    )
-    fused.jit_compile = jit_compile()
-    return fused
+        raise InputError(f"{file.what} is not a Keras model of layers. Received: a {type(model).__name__}.")
+    return fused(model, in_float32=not bfloat16_is_native())
+
+
+def fused(model: keras.Model, *, in_float32: bool = False) -> keras.Model:
+    """A model with the same weights whose normalisations are fused, for inference.
+
+    Args:
+        model: Any.
+        in_float32: Whether layers that compute in bfloat16 do so no more.
+    """
+    copy = _rebuilt(model, keras.layers.BatchNormalization, FusedBatchNormalization, in_float32=in_float32)
+    copy.jit_compile = jit_compile()
+    return copy
+
+
+def plain(model: keras.Model, *, in_float32: bool = False) -> keras.Model:
+    """A model with the same weights that has layers of Keras alone, as other tools know them.
+
+    Args:
+        model: Any.
+        in_float32: Whether layers that compute in bfloat16 do so no more.
+    """
+    return _rebuilt(model, FusedBatchNormalization, keras.layers.BatchNormalization, in_float32=in_float32)
 
 
 def jit_compile() -> bool | str:

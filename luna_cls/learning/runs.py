@@ -8,6 +8,7 @@ import platform
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 
 from luna_cls import __version__
 from luna_cls.cubes.plan import Plan
-from luna_cls.cubes.store import CubeStore
+from luna_cls.cubes.store import OK, CubeStore
 from luna_cls.errors import InputError
 from luna_cls.files import alone_in, is_empty, require_new, write_json, write_text
 from luna_cls.learning import checkpoints
@@ -115,6 +116,7 @@ def describe(store: CubeStore, settings: Settings, policy: str, plan: Plan) -> d
         },
         "seed": settings.seed,
         "store": {"checksum": store.checksum, "rows": len(store.candidates)},
+        "data": _data(store),
         "sampling": {
             "steps_per_epoch": plan.steps,
             "cubes_per_epoch": plan.cubes_per_epoch,
@@ -123,6 +125,18 @@ def describe(store: CubeStore, settings: Settings, policy: str, plan: Plan) -> d
             "natural_weight": dict(zip(("class_0", "class_1"), plan.natural_weights, strict=True)),
             "prior_shift": plan.prior_shift,
         },
+    }
+
+
+def _data(store: CubeStore) -> dict[str, Any]:
+    """What a model's card tells of the cubes: how they are cut, and of what there is a cube."""
+    usable = store.candidates[store.candidates["status"] == OK]
+    return {
+        "cube_spec": asdict(store.spec),
+        "scans": int(usable["seriesuid"].nunique()),
+        "candidates": len(usable),
+        "nodules": int(usable["class"].sum()),
+        "folds": sorted(int(fold) for fold in usable["fold"].unique()),
     }
 
 

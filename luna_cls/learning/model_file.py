@@ -1,0 +1,340 @@
+"""A `.keras` file, looked through before Keras opens it. Nothing here loads Keras.
+
+Keras' safe mode runs no code from a file: it refuses lambdas, classes by module path, pickles, and links from
+HDF5 to other files. It does allow what has no place in a model of cubes: layers that read other files,
+archives with more in them than a model, and arrays of up to 4 GiB that hardly a byte of the file stands for.
+That is refused here, and so is what would be misread: weights that are not finite, files of a newer Keras.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import re
+import stat
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NoReturn
+
+from luna_cls.errors import InputError
+
+_FOLDER = Path(__file__).parents[1] / "pretrained"
+# The models that come with the package, by name. Each lies in a bundle (`luna_cls.inference.bundle`).
+PRETRAINED = {"phantom": _FOLDER / "phantom" / "model.keras"}
+
+MOST_MODEL_BYTES = 1 << 30
+MOST_JSON_BYTES = 1 << 23
+_DEEPEST_JSON = 64
+
+_CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
+_MEMBERS = {_CONFIG: MOST_JSON_BYTES, _METADATA: MOST_JSON_BYTES, _WEIGHTS: MOST_MODEL_BYTES}
+
+# Where in Keras the parts of a model may come from, and what of these runs code or reads other files.
+_MODULES = {
+    "keras",
+    "keras.activations",
+    "keras.constraints",
+    "keras.initializers",
+    "keras.layers",
+    "keras.regularizers",
+    "keras.src.models.functional",
+    "keras.src.models.sequential",
+    "keras.src.ops.nn",
+    "keras.src.ops.numpy",
+}
+_REFUSED = {
+    "FlaxLayer",
+    "IntegerLookup",
+    "JaxLayer",
+    "Lambda",
+    "StringLookup",
+    "TFSMLayer",
+    "TextVectorization",
+    "TorchModuleWrapper",
+}
+_VALUES = {"__ellipsis__", "__keras_tensor__", "__numpy__", "__slice__"}  # no classes: JSON of Keras' own
+_FUNCTION_MODULES = {"builtins", "keras.activations"}  # "builtins" are those of Keras
+_NUMBERS = "biuf"  # kinds of arrays
+
+
+@dataclass(frozen=True, eq=False)
+class ModelFile:
+    """The bytes of a `.keras` file that may be given to Keras.
+
+    Args:
+        content: All of them.
+        what: Where they are from, for messages.
+        config: What the file says of the layers.
+        keras: The version of Keras that wrote it.
+    """
+
+    content: bytes
+    what: str
+    config: Mapping[str, Any]
+    keras: str
+
+    @classmethod
+    def read(cls, path: Path) -> ModelFile:
+        """Reads and checks a file.
+
+        Raises:
+            InputError: If it is missing, or refused as `of` does.
+        """
+        return cls.of(read_bytes(path), str(path))
+
+    @classmethod
+    def of(cls, content: bytes, what: str) -> ModelFile:
+        """Checks the bytes of a file.
+
+        Args:
+            content: All of them.
+            what: Where they are from, for messages.
+
+        Raises:
+            InputError: If they are no `.keras` file, or one that Keras is not to open.
+        """
+        if not zipfile.is_zipfile(io.BytesIO(content)):
+            raise InputError(f"{what} is not a .keras file, or not all of it. Give the model.keras of a run.")
+        members = read_archive(content, what, _MEMBERS)
+        metadata = read_json(members[_METADATA], f"{what} ({_METADATA})")
+        keras = _checked_version(metadata.get("keras_version"), what)
+        config = read_json(members[_CONFIG], f"{what} ({_CONFIG})")
+        for entry in _objects({**config, "compile_config": None}):  # as Keras opens it: not compiled
+            _check_object(entry, what)
+        _check_weights(members[_WEIGHTS], what)
+        return cls(content, what, config, keras)
+
+    @property
+    def sha256(self) -> str:
+        """The SHA-256 of the bytes, in hexadecimal."""
+        return hashlib.sha256(self.content).hexdigest()
+
+    @property
+    def input_shape(self) -> tuple[int | None, ...] | None:
+        """The shape of its one input, batch first, as the file says; None if it says of none or several."""
+        shapes = [
+            entry["config"].get("batch_shape")
+            for entry in _objects(self.config)
+            if entry["class_name"] == "InputLayer" and isinstance(entry["config"], dict)
+        ]
+        if len(shapes) != 1 or not isinstance(shapes[0], list):
+            return None
+        shape = tuple(shapes[0])
+        return shape if all(edge is None or type(edge) is int for edge in shape) else None
+
+
+def path_of(name_or_path: str | Path) -> Path:
+    """Where a model of `PRETRAINED` lies; any other path as it is."""
+    return PRETRAINED.get(str(name_or_path), Path(name_or_path))
+
+
+def read_bytes(path: Path, most: int = MOST_MODEL_BYTES) -> bytes:
+    """The bytes of a model or bundle.
+
+    Args:
+        path: The file.
+        most: As many as there may be.
+
+    Raises:
+        InputError: If there is no such file, or it is larger.
+    """
+    if not path.is_file():
+        raise InputError(
+            f"No model at {path}. Give the model.keras of a run, or one that comes with luna_cls: "
+            f"{', '.join(PRETRAINED)}."
+        )
+    try:
+        with path.open("rb") as file:
+            content = file.read(most + 1)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+    if len(content) > most:
+        raise InputError(f"{path} is no model: it has more than the {most:,} bytes that are read.")
+    return content
+
+
+def read_archive(
+    content: bytes, what: str, members: Mapping[str, int], optional: Iterable[str] = ()
+) -> dict[str, bytes]:
+    """Reads a zip archive of known files into memory.
+
+    Args:
+        content: The archive.
+        what: Where it is from, for messages.
+        members: The names of the files, and how many bytes each may have at most.
+        optional: Those of them that may be missing.
+
+    Returns:
+        The files by name.
+
+    Raises:
+        InputError: If it is damaged or encrypted, lacks a file, has one twice or one more, or if a file is a
+            link or too large.
+    """
+    refused = f"{what} is refused:"
+    read: dict[str, bytes] = {}
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            for entry in archive.infolist():
+                name = entry.orig_filename
+                if name not in members:
+                    raise InputError(f"{refused} the archive holds {name[:80]!r}, which has no place in it.")
+                if name in read:
+                    raise InputError(f"{refused} the archive holds {name} twice.")
+                if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG):
+                    raise InputError(f"{refused} {name} in the archive is a link, or no file.")
+                if entry.file_size > members[name]:
+                    raise InputError(
+                        f"{refused} {name} in the archive claims {entry.file_size:,} bytes; at most "
+                        f"{members[name]:,} are read."
+                    )
+                with archive.open(entry) as file:
+                    read[name] = file.read(members[name] + 1)
+                if len(read[name]) != entry.file_size:
+                    raise InputError(f"{refused} {name} in the archive is cut short.")
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+        raise InputError(f"{what} is damaged: {_first_line(error)}. Copy it anew.") from error
+    missing = [name for name in members if name not in read and name not in optional]
+    if missing:
+        raise InputError(f"{refused} the archive lacks {missing[0]}.")
+    return read
+
+
+def read_json(content: bytes, what: str) -> dict[str, Any]:
+    """Reads a JSON object that others have written.
+
+    Args:
+        content: The text.
+        what: Where it is from, for messages.
+
+    Raises:
+        InputError: If it is something else, too large, or nested too deeply.
+    """
+    if len(content) > MOST_JSON_BYTES:
+        raise InputError(f"{what} is refused: it has more than {MOST_JSON_BYTES:,} bytes.")
+    try:
+        value = json.loads(content)
+    except RecursionError:
+        value, depth = {}, _DEEPEST_JSON + 1
+    except ValueError as error:
+        raise InputError(f"{what} is no JSON: {_first_line(error)}.") from error
+    else:
+        depth = _depth(value)
+    if depth > _DEEPEST_JSON:
+        raise InputError(f"{what} is refused: it is nested more than {_DEEPEST_JSON} deep.")
+    if not isinstance(value, dict):
+        raise InputError(f"{what} holds no JSON object. Received: a {type(value).__name__}.")
+    return value
+
+
+def _depth(value: Any) -> int:
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        level = [child for entry in level for child in _children(entry)]
+    return depth
+
+
+def _children(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
+
+
+def _objects(config: Any) -> Iterator[Mapping[str, Any]]:
+    """What Keras makes objects of, wherever it lies in a config."""
+    pending = [config]
+    while pending:
+        entry = pending.pop()
+        if isinstance(entry, dict) and "class_name" in entry and "config" in entry:
+            yield entry
+        pending.extend(_children(entry))
+
+
+def _check_object(entry: Mapping[str, Any], what: str) -> None:
+    name, module = str(entry["class_name"])[:80], str(entry.get("module"))[:80]
+    if name in _VALUES:
+        return
+    if name in _REFUSED:
+        _refuse(what, f"it holds a layer {name}, which can run code or read files")
+    is_function = name == "function"
+    part = str(entry["config"])[:80] if is_function else name
+    registered = str(entry.get("registered_name"))[:80]
+    if module not in (_FUNCTION_MODULES if is_function else _MODULES) or ">" in f"{name}{registered}":
+        asked = registered if ">" in registered else f"{module}.{part}"
+        _refuse(what, f"it asks for {' '.join(asked.split())}, and only parts of Keras itself are taken")
+
+
+def _checked_version(written: Any, what: str) -> str:
+    """The version of Keras that wrote a file, as it says; refused if it is newer than the one installed."""
+    if not isinstance(written, str) or not re.match(r"\d+\.\d+", written) or len(written) > 40:
+        _refuse(what, f"it does not say which Keras wrote it. Received: {str(written)[:40]}")
+    check_version(written, what)
+    return written
+
+
+def check_version(written: str, what: str) -> None:
+    """Refuses what a newer Keras wrote than the one installed.
+
+    Raises:
+        InputError: If so; says how to install it.
+    """
+    installed = version("keras")
+    if _numbers(written) > _numbers(installed):
+        raise InputError(
+            f"{what} was written by Keras {written}, and Keras {installed} is installed. "
+            f"Install a newer one: pip install 'keras>={written}'."
+        )
+
+
+def _numbers(release: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d{1,9}", release)[:3])
+
+
+def _check_weights(content: bytes, what: str) -> None:
+    """Walks the HDF5 file of the weights: every array lies in it, as it is, and holds finite numbers."""
+    import h5py
+    import numpy as np
+
+    total = 0
+    try:
+        with h5py.File(io.BytesIO(content), "r") as file:
+
+            def check(name: str, link: Any) -> None:
+                nonlocal total
+                if not isinstance(link, h5py.HardLink):
+                    _refuse(what, f"its weights hold a link out of the file, {name[:80]}")
+                array = file[name]
+                if isinstance(array, h5py.Group):
+                    return
+                if not isinstance(array, h5py.Dataset) or array.dtype.kind not in _NUMBERS:
+                    _refuse(what, f"its weights hold {name[:80]}, which is no array of numbers")
+                if array.external or array.is_virtual:
+                    _refuse(what, f"its weights hold {name[:80]}, which lies in another file")
+                declared = math.prod(array.shape) * array.dtype.itemsize
+                total += declared
+                is_filtered = array.id.get_create_plist().get_nfilters() > 0
+                if is_filtered or array.id.get_storage_size() != declared or total > len(content):
+                    _refuse(what, f"its weights claim {declared:,} bytes for {name[:80]} that are not there")
+                if array.dtype.kind == "f" and not np.isfinite(array[()]).all():
+                    _refuse(what, f"its weights {name[:80]} are not all finite. Train it again")
+
+            file.visititems_links(check)
+    except InputError:
+        raise
+    except Exception as error:  # whatever a hostile or damaged file makes HDF5 raise
+        _refuse(what, f"its weights are damaged ({_first_line(error)})", error)
+
+
+def _refuse(what: str, reason: str, error: Exception | None = None) -> NoReturn:
+    raise InputError(f"{what} cannot be loaded as a Keras model: {reason}.") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
