@@ -93,7 +93,7 @@ def _blob(cube: Image) -> _Ball | None:
         reach = int(np.ceil(away_mm / spacing_mm)) + 1  # one more, to tell a peak from a slope
         around = slice(middle - reach - 1, middle + reach + 2)
         response = -(sigma_vox**2) * ndimage.laplace(image[around, around, around])[1:-1, 1:-1, 1:-1]
-        offsets_mm = np.arange(-reach, reach + 1) * spacing_mm
+        offsets_mm = np.arange(-reach, reach + 1, dtype=float) * spacing_mm
         is_peak = response == ndimage.maximum_filter(response, 3)
         is_peak &= _distances(offsets_mm, offsets_mm, offsets_mm) <= away_mm
         if is_peak.any():
@@ -119,7 +119,7 @@ def _refined(cube: Image, ball: _Ball, first_radius_mm: float) -> _Ball | None:
     around_hu = np.percentile(cube[(away_mm > 1.15 * radius_mm + 1) & (away_mm < 1.7 * radius_mm + 3)], 25)
     if inner_hu - around_hu < LEAST_CONTRAST_HU:
         return None
-    surface_mm = _surface_zyx_mm(cube, ball, (inner_hu + around_hu) / 2)
+    surface_mm = _surface_zyx_mm(cube, ball, float(inner_hu + around_hu) / 2)
     if len(surface_mm) < LEAST_SHARE_OF_RAYS * _RAYS:
         return None
     shift_mm, radius_mm = _sphere(surface_mm)
@@ -130,7 +130,7 @@ def _refined(cube: Image, ball: _Ball, first_radius_mm: float) -> _Ball | None:
 
 
 def _surface_zyx_mm(cube: Image, ball: _Ball, level_hu: float) -> Floats:
-    """Where rays from the centre fall below a level, `(k, 3)` from the centre; those that do not are left out.
+    """Where rays from the centre fall below a level, `(k, 3)` from the centre; some rays never do.
 
     A ray begins at its densest place in the ball, so that a cavity is no surface.
     """
