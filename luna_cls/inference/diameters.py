@@ -78,31 +78,36 @@ def _diameter_mm(cube: Image) -> float:
 
 
 def _blob(cube: Image) -> _Ball | None:
-    """The ball near the middle whose Laplacian is largest, its size between two scales by a parabola."""
+    """The ball near the middle whose Laplacian is largest, its size between two scales by a parabola.
+
+    Only a peak counts: on the way up to a chest wall, large balls fit ever better.
+    """
     middle, spacing_mm = CUT.size_vox // 2, CUT.spacing_mm
-    image, had_vox, peaks = cube, 0.0, []
-    for diameter_mm in _SCALES_MM:
+    image, had_vox = cube, 0.0
+    heights, places = np.full(len(_SCALES_MM), -np.inf), np.zeros((len(_SCALES_MM), 3))
+    for scale, diameter_mm in enumerate(_SCALES_MM):
         sigma_vox = diameter_mm / (2 * np.sqrt(3) * spacing_mm)
         image = ndimage.gaussian_filter(image, np.sqrt(sigma_vox**2 - had_vox**2), mode="nearest", truncate=3)
         had_vox = sigma_vox
         away_mm = max(diameter_mm / 4, 1.0)
-        reach = int(np.ceil(away_mm / spacing_mm))
-        near = (slice(middle - reach - 1, middle + reach + 2),) * 3
-        response = -(sigma_vox**2) * ndimage.laplace(image[near])[1:-1, 1:-1, 1:-1]
-        offsets_mm = np.arange(-reach, reach + 1) * spacing_mm
-        response[_distances(offsets_mm, offsets_mm, offsets_mm) > away_mm] = -np.inf
-        place = np.unravel_index(response.argmax(), response.shape)
-        peaks.append((float(response[place]), np.array(place) + middle - reach))
-    heights = [height for height, _ in peaks]
-    best = int(np.argmax(heights))
+        reach = int(np.ceil(away_mm / spacing_mm)) + 1  # one more, to tell a peak from a slope
+        around = slice(middle - reach - 1, middle + reach + 2)
+        response = -(sigma_vox**2) * ndimage.laplace(image[around, around, around])[1:-1, 1:-1, 1:-1]
+        offsets_mm = np.arange(-reach, reach + 1, dtype=float) * spacing_mm
+        is_peak = response == ndimage.maximum_filter(response, 3)
+        is_peak &= _distances(offsets_mm, offsets_mm, offsets_mm) <= away_mm
+        if is_peak.any():
+            place = np.unravel_index(np.where(is_peak, response, -np.inf).argmax(), response.shape)
+            heights[scale], places[scale] = response[place], np.array(place) + middle - reach
+    best = int(heights.argmax())
     if heights[best] < LEAST_RESPONSE_HU:
         return None
     between = 0.0
-    if 0 < best < len(heights) - 1:
-        before, top, after = heights[best - 1 : best + 2]
-        between = 0.5 * (before - after) / min(before - 2 * top + after, -1e-6)
-    diameter_mm = _SCALES_MM[best] * (_SCALES_MM[1] / _SCALES_MM[0]) ** np.clip(between, -1, 1)
-    return _Ball(peaks[best][1].astype(float), float(diameter_mm / 2))
+    before, top, after = np.pad(heights, 1, constant_values=-np.inf)[best : best + 3]
+    if np.isfinite(before + after):
+        between = np.clip(0.5 * (before - after) / min(before - 2 * top + after, -1e-6), -1, 1)
+    diameter_mm = _SCALES_MM[best] * (_SCALES_MM[1] / _SCALES_MM[0]) ** between
+    return _Ball(places[best], float(diameter_mm / 2))
 
 
 def _refined(cube: Image, ball: _Ball, first_radius_mm: float) -> _Ball | None:
@@ -114,7 +119,7 @@ def _refined(cube: Image, ball: _Ball, first_radius_mm: float) -> _Ball | None:
     around_hu = np.percentile(cube[(away_mm > 1.15 * radius_mm + 1) & (away_mm < 1.7 * radius_mm + 3)], 25)
     if inner_hu - around_hu < LEAST_CONTRAST_HU:
         return None
-    surface_mm = _surface_zyx_mm(cube, ball, (inner_hu + around_hu) / 2)
+    surface_mm = _surface_zyx_mm(cube, ball, float(inner_hu + around_hu) / 2)
     if len(surface_mm) < LEAST_SHARE_OF_RAYS * _RAYS:
         return None
     shift_mm, radius_mm = _sphere(surface_mm)
@@ -125,7 +130,7 @@ def _refined(cube: Image, ball: _Ball, first_radius_mm: float) -> _Ball | None:
 
 
 def _surface_zyx_mm(cube: Image, ball: _Ball, level_hu: float) -> Floats:
-    """Where rays from the centre fall below a level, `(k, 3)` from the centre; those that do not are left out.
+    """Where rays from the centre fall below a level, `(k, 3)` from the centre; some rays never do.
 
     A ray begins at its densest place in the ball, so that a cavity is no surface.
     """

@@ -31,8 +31,8 @@ def saliency(model: keras.Model, cubes: NDArray[np.int16], steps: int = STEPS) -
 
     The voxels of a cube are changed, all at once, from those of a cube of lung (-850 HU) to their own; the
     gradient of the logit on the way, times the change, is what a voxel adds. So a map sums up to the logit
-    of the cube less that of nothing but lung; with 32 steps within 5 %, mostly within 2 %, with 64 within 3 %.
-    Air as the baseline would make all of the lung tissue an object.
+    of the cube less that of nothing but lung: with 32 steps within 5 %, mostly within 2 %; with 64 within
+    3 %. Air as the baseline would make all of the lung tissue an object.
 
     The gradient is taken behind the window of HU, which beyond its ends has none, and in float32 whatever the
     model computes in. The maps are smoothed (Gaussian, sigma of one voxel), which leaves their sums.
@@ -101,8 +101,8 @@ def _parted(model: keras.Model) -> tuple[keras.Model, keras.Model]:
     """The window, from HU to [0, 1], and what follows it, to the logit."""
     if WINDOWED not in [layer.name for layer in model.layers]:
         raise InputError(
-            f"The model {model.name} has no layer {WINDOWED}: what raises its logits cannot be told. Train one "
-            "with luna-cls train."
+            f"The model {model.name} has no layer {WINDOWED}: what raises its logits cannot be told. Train "
+            "one with luna-cls train."
         )
     windowed = model.get_layer(WINDOWED).output
     return keras.Model(model.inputs[0], windowed), keras.Model(windowed, model.outputs[0])

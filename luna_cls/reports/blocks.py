@@ -73,6 +73,9 @@ class Card:
         size_vox: Its edge.
         spacing_mm: Between its voxels.
         missing: Why there is no cube.
+        overlay_still: The middle planes under colours that explain the finding, as a PNG in base64; empty
+            if it is not explained.
+        overlay_sprite: The colours of all planes as grey values, as `viewer.in_strength` gives them.
     """
 
     heading: str
@@ -82,6 +85,8 @@ class Card:
     size_vox: int = 0
     spacing_mm: float = 1.0
     missing: str = ""
+    overlay_still: str = ""
+    overlay_sprite: str = ""
 
     @property
     def reach_steps(self) -> int:

@@ -10,6 +10,7 @@ import pandas as pd
 from luna_cls.reports import figures
 from luna_cls.reports.blocks import (
     Block,
+    Card,
     Cards,
     Section,
     Table,
@@ -221,8 +222,7 @@ def _worst(
     """Cards with pictures, or a table where there are none to be had."""
     if cubes.is_there and len(shown):
         made = cards(shown, cubes, heading, facts)
-        edges_mm = sorted({card.size_vox * card.spacing_mm for card in made if card.still})
-        return Section(name, title, (text, _how_to_look(edges_mm)) if edges_mm else (text,), [Cards(made)])
+        return Section(name, title, (text, *how_to_look(made)), [Cards(made)])
     rows = []
     for row in shown.to_dict("records"):
         size = [f"{row['diameter_mm']:.1f} mm"] if "diameter_mm" in row else []
@@ -232,10 +232,15 @@ def _worst(
     return Section(name, title, (f"{text} {AXES}",), [table], PICTURES_HINT)
 
 
-def _how_to_look(edges_mm: Sequence[float]) -> str:
+def how_to_look(made: Sequence[Card]) -> list[str]:
+    """How to read the pictures of some cards, if there are any."""
+    edges_mm = sorted({card.size_vox * card.spacing_mm for card in made if card.still})
+    if not edges_mm:
+        return []
     wide = " or ".join(f"{edge:g}" for edge in edges_mm)
-    return (
+    how = (
         f"The point is in the middle of each plane, which is {wide} mm wide. Front and head are up, the "
         "patient's right is on the left; in the sagittal plane the front is on the left. "
         f"{AXES} Lung window: level −550, width 1,600 HU."
     )
+    return [how]

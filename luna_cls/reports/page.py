@@ -19,7 +19,9 @@ from luna_cls.reports.comparison_page import comparison_page
 from luna_cls.reports.evaluation_page import evaluation_page, write_froc
 from luna_cls.reports.prediction_page import prediction_page
 from luna_cls.reports.run_page import run_page
-from luna_cls.reports.viewer import GAP_PX, Cubes
+from luna_cls.reports.scan_page import scan_page
+from luna_cls.reports.viewer import GAP_PX, LOWERED, MOST_OPAQUE, NEUTRAL, RAISED, STRONGEST, Cubes
+from luna_cls.scans.volume import CTVolume
 
 REPORT = "report.html"
 UID_END = 10  # of so many characters that are shown where there are many: they tell scans apart
@@ -28,11 +30,13 @@ MOST_ROWS_BESIDE = 12  # of the numbers of a figure that stands alone; more are 
 _OPTION, _VALUE = r"--[a-z]+(?:-[a-z]+)*", r"(?:[A-Z]{2,}(?:/[\w.]*\w)?|\d+)"
 _COMMAND = re.compile(rf"(?<![\w-])(?:luna-cls [a-z]+|{_OPTION})(?: (?:{_OPTION}|{_VALUE})(?![\w,]))*")
 
-# A folder is what the first of these files in it says. A run may hold an evaluation's files, not the reverse.
+# A folder is what the first of these files in it says. A run may hold an evaluation's files, not the reverse;
+# the folder of one scan has a findings.csv, too.
 PAGES: dict[str, Callable[[Path, Cubes], Page]] = {
     "comparison.json": comparison_page,
     "evaluation.json": evaluation_page,
     "history.csv": run_page,
+    "findings.json": scan_page,
     "findings.csv": prediction_page,
 }
 
@@ -44,7 +48,7 @@ def write_report(folder: Path, *, scans: Iterable[Path] = (), store: CubeStore |
     give the same bytes.
 
     Args:
-        folder: An evaluation, a comparison, a finished run, or findings.
+        folder: An evaluation, a comparison, a finished run, or findings: of many scans or of one.
         scans: Scan files and folders of them, for pictures.
         store: Cubes, for pictures: looked into before the scans.
 
@@ -68,7 +72,26 @@ def write_report(folder: Path, *, scans: Iterable[Path] = (), store: CubeStore |
         raise InputError(
             f"The run {folder} is not finished: it has no metrics.json. Go on with it: --resume."
         )
-    cubes = Cubes(store, scans)
+    return _write(folder, read, Cubes(store, scans))
+
+
+def write_scan_report(folder: Path, volume: CTVolume | None = None) -> Path:
+    """Writes `folder/report.html`: the findings of one scan, from `findings.json` and the maps beside it.
+
+    Args:
+        folder: With a `findings.json`; perhaps `saliency_1.nii.gz` and further ones.
+        volume: The scan, for pictures; None for a page without.
+
+    Returns:
+        The page.
+
+    Raises:
+        InputError: If a file is missing or damaged.
+    """
+    return _write(folder, scan_page, Cubes(volumes=[] if volume is None else [volume]))
+
+
+def _write(folder: Path, read: Callable[[Path, Cubes], Page], cubes: Cubes) -> Path:
     try:
         html = render(read(folder, cubes))
     except InputError:
@@ -117,6 +140,12 @@ def render(page: Page) -> str:
             page=page,
             version=__version__,
             gap_px=GAP_PX,
+            overlay={
+                "neutral": NEUTRAL,
+                "opaque_per_step": MOST_OPAQUE / STRONGEST,
+                "raised": list(RAISED),
+                "lowered": list(LOWERED),
+            },
             has_cubes=has_cubes,
             most_rows_beside=MOST_ROWS_BESIDE,
         )

@@ -1,22 +1,29 @@
 "use strict";
+const overlay = {{ overlay | tojson }};
 for (const sentence of document.querySelectorAll(".how")) sentence.hidden = false;
 // Each card holds all planes of its cube in one picture. Without this script the middle planes are seen.
 for (const cube of document.querySelectorAll(".cube")) {
   const size = Number(cube.dataset.size), spacing = Number(cube.dataset.spacing), gap = Number("{{ gap_px }}");
-  const still = cube.querySelector("img"), slide = cube.querySelector(".slide");
+  const still = cube.querySelector("img.plain"), slide = cube.querySelector(".slide");
   const slider = slide.querySelector("input"), label = slide.querySelector("output");
-  const sprite = new Image();
+  const light = cube.querySelector(".switch input"), pictures = [cube.dataset.cube, cube.dataset.overlay];
 
-  function start() {
+  // A function that tells the grey value at a voxel.
+  async function reader(base64) {
+    const sprite = new Image();
+    sprite.src = "data:image/png;base64," + base64;
+    await sprite.decode();
     const across = Math.ceil(Math.sqrt(size)), hidden = document.createElement("canvas");
     hidden.width = sprite.width;
     hidden.height = sprite.height;
-    const reader = hidden.getContext("2d", { willReadFrequently: true });
-    reader.drawImage(sprite, 0, 0);
-    const pixels = reader.getImageData(0, 0, sprite.width, sprite.height).data;
-    const grey = (z, y, x) =>
+    const drawn = hidden.getContext("2d", { willReadFrequently: true });
+    drawn.drawImage(sprite, 0, 0);
+    const pixels = drawn.getImageData(0, 0, sprite.width, sprite.height).data;
+    return (z, y, x) =>
       pixels[4 * ((Math.floor(z / across) * size + y) * sprite.width + (z % across) * size + x)];
+  }
 
+  function start([grey, strength]) {
     const canvas = document.createElement("canvas");
     canvas.width = 3 * size + 2 * gap;
     canvas.height = size;
@@ -30,10 +37,15 @@ for (const cube of document.querySelectorAll(".cube")) {
       for (let row = 0; row < size; row++) {
         for (let column = 0; column < size; column++) {
           // Front and head up, the patient's right on the left; in the sagittal plane the front.
-          const planes = [grey(at, row, column), grey(last - row, at, column), grey(last - row, column, at)];
-          planes.forEach((value, plane) => {
-            const place = 4 * (row * canvas.width + plane * (size + gap) + column);
+          const voxels = [[at, row, column], [last - row, at, column], [last - row, column, at]];
+          voxels.forEach((voxel, plane) => {
+            const place = 4 * (row * canvas.width + plane * (size + gap) + column), value = grey(...voxel);
             picture.data.fill(value, place, place + 3);
+            if (!light?.checked) return;
+            const step = strength(...voxel) - overlay.neutral, opaque = Math.abs(step) * overlay.opaque_per_step;
+            const colour = step > 0 ? overlay.raised : overlay.lowered;
+            for (let part = 0; part < 3; part++)
+              picture.data[place + part] = value * (1 - opaque) + colour[part] * opaque;
           });
         }
       }
@@ -50,8 +62,15 @@ for (const cube of document.querySelectorAll(".cube")) {
     still.replaceWith(canvas);
     slide.hidden = false;
     slider.addEventListener("input", draw);
+    if (!light) return;
+    light.parentElement.hidden = false;
+    light.addEventListener("change", () => {
+      cube.classList.toggle("lit", light.checked);
+      draw();
+    });
+    cube.classList.add("scripted");
+    cube.classList.toggle("lit", light.checked);  // a page that is loaded anew keeps its switches
   }
 
-  sprite.addEventListener("load", start, { once: true });
-  sprite.src = "data:image/png;base64," + cube.dataset.cube;
+  Promise.all(pictures.filter(Boolean).map(reader)).then(start);
 }
