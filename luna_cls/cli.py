@@ -10,6 +10,7 @@ import functools
 import math
 import re
 import shlex
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -573,11 +574,18 @@ def calibrate(
 @_command
 def predict(
     model: Annotated[
-        Path, typer.Argument(help="The model.keras of a run; or 'phantom', which comes with luna_cls.")
+        Path,
+        typer.Argument(
+            help="A run, its model.keras, or a bundle; a cross-validation, for all its models together; or "
+            "'phantom', which comes with luna_cls."
+        ),
     ],
     scans: Annotated[
         list[Path],
-        typer.Argument(help="Scan files (.mhd, .nrrd, .nii.gz, ...), or folders of these or of DICOM."),
+        typer.Argument(
+            help="Scan files (.mhd, .nrrd, .nii.gz, ...), folders of these or of DICOM, or CSVs with a "
+            "column path."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="The folder to make.")],
     candidates: Annotated[
@@ -586,6 +594,31 @@ def predict(
             help="CSV: seriesuid,coordX,coordY,coordZ.", show_default="up to 600 points found in the lungs"
         ),
     ] = None,
+    formats: Annotated[
+        str,
+        typer.Option(
+            help="Files of each scan, beside findings.csv: json, slicer (3D Slicer markups), nifti (on the "
+            "scan's grid), sr (DICOM), html (a page with pictures); or none."
+        ),
+    ] = "json,slicer",
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="The probability from which findings are marked in these.",
+            show_default="the model's operating point, or 0.5",
+        ),
+    ] = None,
+    most: Annotated[int, typer.Option(help="Mark at most so many in a scan.")] = 20,
+    merge: Annotated[
+        float | None,
+        typer.Option(metavar="MM", help="Make one of findings so near each other.", show_default="none"),
+    ] = None,
+    diameters: Annotated[
+        bool, typer.Option("--diameters", help="Estimate the size of what is marked.")
+    ] = False,
+    explain: Annotated[
+        int, typer.Option(metavar="N", help="Show what raised the probability, for the first N marked.")
+    ] = 0,
     calibration: Annotated[
         str | None,
         typer.Option(
@@ -594,24 +627,118 @@ def predict(
             show_default="calibration.json beside MODEL, if there",
         ),
     ] = None,
+    ensemble: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="MODEL", help="One more model, averaged with the first in logit space; may be repeated."
+        ),
+    ] = None,
+    symmetries: Annotated[
+        str, typer.Option(help="Average over ways to mirror and turn a cube: none, in_plane (16), cube (48).")
+    ] = "none",
+    dask: Annotated[
+        str | None, typer.Option(help="A Dask scheduler, as tcp://HOST:8786, whose workers read the scans.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with DIR: scans that are done, and the same, stay.")
+    ] = False,
     force: Force = False,
 ) -> int:
-    """Give every candidate in some scans the probability that it is a nodule."""
+    """Give every candidate in some scans the probability that it is a nodule.
+
+    Each scan has a folder of its own in DIR/scans as soon as it is done. Stopped at
+    any moment, --resume goes on, also with more scans.
+    """
     from luna_cls.startup import load_tensorflow_quietly
 
     load_tensorflow_quietly()
+    from luna_cls.inference.options import Options
     from luna_cls.inference.predictor import predict as predict_scans
+    from luna_cls.reports.page import write_scan_report
 
-    with _progress("Reading scans") as on_progress:
-        made = predict_scans(
-            model, scans, candidates, out, calibration=calibration, force=force, on_progress=on_progress
-        )
-    if made.calibration:
-        _say(f"Calibrated by {made.calibration}; --calibration none leaves that off")
-    _say(f"{len(made.findings):,} findings in {made.num_scans} scans")
+    options = Options(
+        calibration=calibration,
+        ensemble=tuple(ensemble or ()),
+        symmetries=symmetries,
+        merge_mm=merge,
+        threshold=threshold,
+        most=most,
+        diameters=diameters,
+        explain=explain,
+        formats=tuple(
+            name for name in formats.replace(" ", "").split(",") if name not in ("", "csv", "none")
+        ),
+    )
+    try:
+        with _progress("Reading scans", each="scan") as on_progress:
+            made = predict_scans(
+                model,
+                scans,
+                candidates,
+                out,
+                options,
+                force=force,
+                resume=resume,
+                dask=dask,
+                write_page=write_scan_report,
+                on_progress=on_progress,
+            )
+    except KeyboardInterrupt:
+        if (out / "prediction.json").is_file():
+            _say("The same command with --resume goes on with the scans that are not done yet.")
+        raise
+    calibrations = sorted({name for name in made.calibrations if name})
+    if calibrations:
+        _say(f"Calibrated by {', '.join(calibrations)}; --calibration none leaves that off")
+    _say(f"{made.num_findings:,} findings in {made.num_scans:,} scans")
     _print_path(out / "findings.csv")
     _add_report(out, scans=scans)
     return _failed(out, len(made.failures))
+
+
+@_command
+def export(
+    model: Annotated[
+        Path, typer.Argument(help="A run; for other formats than bundle also whatever predict takes.")
+    ],
+    out: Annotated[Path, typer.Option(help="The folder to make; or a .zip file, for a bundle.")],
+    to: Annotated[
+        Literal["bundle", "savedmodel", "onnx", "openvino"],
+        typer.Option("--format", help="bundle: for luna_cls elsewhere; the others for other programs."),
+    ] = "bundle",
+    name: Annotated[
+        str | None, typer.Option(help="What to call a bundle.", show_default="the run's folder")
+    ] = None,
+    licence: Annotated[
+        str | None, typer.Option(help="Under which others may use a bundle.", show_default="not stated")
+    ] = None,
+    force: Force = False,
+) -> int:
+    """Make of a model what others can use: a bundle that says what it is, or another format.
+
+    Other formats are written once what they compute equals what Keras does on 64
+    cubes, to 0.0001.
+    """
+    if to == "bundle":
+        from luna_cls.inference.bundle import NO_LICENCE, write_bundle
+
+        _print_path(write_bundle(model, out, name=name, licence=licence or NO_LICENCE, force=force))
+        return DONE
+    if name is not None or licence is not None:
+        raise InputError(f"--name and --licence are for bundles. Received: --format {to}.")
+    from luna_cls.startup import load_tensorflow_quietly
+
+    load_tensorflow_quietly()
+    from luna_cls.inference.bundle import open_bundles
+    from luna_cls.inference.conversion import export as convert
+
+    bundles = open_bundles(model)
+    if len(bundles) > 1:
+        raise InputError(f"{model} holds {len(bundles)} models. Export them one by one.")
+    difference = convert(bundles[0], out, to, force=force)
+    _say(f"Logits differ from Keras' by {difference:.1g} at most, on 64 cubes")
+    _print_path(out)
+    return DONE
 
 
 @_command
@@ -665,8 +792,21 @@ def _live() -> Iterator[Callable[[int, int, str], None] | None]:
 
 
 @contextmanager
-def _progress(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on a terminal; plain lines, at most eleven, where standard error is no terminal."""
+def _progress(title: str, each: str = "") -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on a terminal; plain lines, at most eleven, where standard error is no terminal.
+
+    Args:
+        title: What is done.
+        each: What is counted, to tell how many of them go in a minute; empty not to.
+    """
+    start = time.monotonic()
+
+    def speed(done: int, total: int) -> str:
+        minutes = (time.monotonic() - start) / 60
+        if not each or not done or not minutes:
+            return ""
+        return f"{done / minutes:,.0f} {each}s/min, {math.ceil(minutes / done * (total - done))} min left"
+
     if not _err.is_terminal:
         last = -1
 
@@ -675,11 +815,13 @@ def _progress(title: str) -> Iterator[Callable[[int, int], None]]:
             tenth = 10 * done // total if total else 10
             if tenth > last:
                 last = tenth
-                _say(f"{title}: {done} of {total}")
+                _say(", ".join(filter(None, [f"{title}: {done} of {total}", speed(done, total)])))
 
         yield print_tenths
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=_err) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(
+        *columns, *([] if each else [TimeRemainingColumn()]), TextColumn("{task.fields[speed]}"), console=_err
+    ) as bar:
+        task = bar.add_task(title, total=None, speed="")
+        yield lambda done, total: bar.update(task, completed=done, total=total, speed=speed(done, total))

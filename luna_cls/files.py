@@ -23,6 +23,8 @@ from luna_cls.errors import InputError
 POINT_COLUMNS = ("seriesuid", "coordX", "coordY", "coordZ")  # LUNA16's own names; mm, LPS
 COORDINATES = list(POINT_COLUMNS[1:])
 
+_WORDS = {"seriesuid": "be a series UID", "path": "be a path"}  # columns that hold text
+
 # What the numbers of a column are: from, to, in words.
 _RANGES = {
     "class": (0, 1, "be 0 or 1"),
@@ -69,8 +71,8 @@ def read_csv(path: Path, columns: tuple[str, ...], what: str, optional: tuple[st
 
     Args:
         path: The CSV file, with a header line.
-        columns: Columns that must be present. `seriesuid` is text, `class` is 0 or 1, `probability` from
-            0 to 1, every other one finite numbers.
+        columns: Columns that must be present. `seriesuid` and `path` are text, `class` is 0 or 1,
+            `probability` from 0 to 1, every other one finite numbers.
         what: What the file holds, for the message ("candidates").
         optional: Columns checked in the same way where they are present.
 
@@ -84,7 +86,7 @@ def read_csv(path: Path, columns: tuple[str, ...], what: str, optional: tuple[st
         raise InputError(f"No {what} file at {path}. Give the path of a CSV with {','.join(columns)}.")
     try:
         # Blank lines are kept at first, so that the index tells the line.
-        table = pd.read_csv(path, dtype={"seriesuid": str}, skip_blank_lines=False)
+        table = pd.read_csv(path, dtype=dict.fromkeys(_WORDS, str), skip_blank_lines=False)
     except UnicodeError as error:
         raise InputError(f"{path} is no text in UTF-8. A CSV of {what} is; save it as such.") from error
     except ValueError as error:
@@ -108,9 +110,9 @@ def read_csv(path: Path, columns: tuple[str, ...], what: str, optional: tuple[st
         )
     for name in (*columns, *(name for name in optional if name in table.columns)):
         values = table[name]
-        if name == "seriesuid":
+        if name in _WORDS:
             bad = values.isna() | (values.astype("string").str.strip() == "")
-            rule = "be a series UID"
+            rule = _WORDS[name]
         else:
             table[name] = numbers = pd.to_numeric(values, errors="coerce")
             low, high, rule = _RANGES.get(name, (-1e12, 1e12, "be a finite number"))

@@ -1,3 +1,4 @@
+import json
 import shutil
 from pathlib import Path
 
@@ -7,11 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import SimpleITK as sitk
+from test_store_on_a_cluster import _cluster
 
 from luna_cls.cubes.preparation import prepare
 from luna_cls.cubes.store import CubeStore
 from luna_cls.errors import InputError
 from luna_cls.files import sha256, write_json
+from luna_cls.inference import exports
+from luna_cls.inference.options import Options
 from luna_cls.inference.predictor import predict
 from luna_cls.learning import models
 from luna_cls.learning.training import train
@@ -98,6 +102,7 @@ def test_the_files_hold_what_is_returned(predicted):
         "failures.csv",
         "findings.csv",
         "prediction.json",
+        "scans",
         "seriesuids.csv",
     ]
     pd.testing.assert_frame_equal(_read(out / "findings.csv"), prediction.findings, check_exact=True)
@@ -299,6 +304,7 @@ def test_an_earlier_prediction_is_kept_unless_forced(predicted, run, small_tree,
         "failures.csv",
         "findings.csv",
         "prediction.json",
+        "scans",
         "seriesuids.csv",
     ]
 
@@ -322,7 +328,7 @@ def test_a_calibration_beside_the_model_is_applied(calibrated, predicted, small_
     made = predict(calibrated, [small_tree], small_tree / "candidates_V2.csv", tmp_path / "out")
 
     plain = predicted[0].findings
-    assert made.calibration == f"platt ({tmp_path / 'calibration.json'})"
+    assert made.calibrations == ["platt"]
     np.testing.assert_array_equal(made.findings["logit"], 2 * plain["logit"] + 1)
     np.testing.assert_allclose(
         made.findings["probability"], 1 / (1 + np.exp(-made.findings["logit"])), rtol=1e-15
@@ -336,11 +342,11 @@ def test_a_calibration_may_be_left_off_or_taken_from_elsewhere(calibrated, predi
     elsewhere = (tmp_path / "calibration.json").rename(tmp_path / "elsewhere.json")
     shutil.copy(elsewhere, tmp_path / "calibration.json")
 
-    plain = predict(calibrated, [small_tree], candidates, tmp_path / "plain", calibration="none")
+    plain = predict(calibrated, [small_tree], candidates, tmp_path / "plain", Options(calibration="none"))
     (tmp_path / "calibration.json").unlink()
-    taken = predict(calibrated, [small_tree], candidates, tmp_path / "taken", calibration=elsewhere)
+    taken = predict(calibrated, [small_tree], candidates, tmp_path / "taken", Options(calibration=elsewhere))
 
-    assert plain.calibration is None
+    assert plain.calibrations == [None]
     pd.testing.assert_frame_equal(plain.findings, predicted[0].findings)
     np.testing.assert_array_equal(taken.findings["logit"], 2 * plain.findings["logit"] + 1)
 
@@ -353,7 +359,7 @@ def test_predict_says_what_it_applied(calibrated, small_tree, tmp_path, run_cli)
     done = run_cli("predict", calibrated, *scans, "--out", tmp_path / "out")
 
     assert done.returncode == 0
-    assert f"Calibrated by platt ({tmp_path / 'calibration.json'}); --calibration none" in done.stderr
+    assert "Calibrated by platt; --calibration none leaves that off" in done.stderr
 
 
 def test_a_calibration_of_another_model_is_refused(calibrated, small_tree, tmp_path):
@@ -365,7 +371,7 @@ def test_a_calibration_of_another_model_is_refused(calibrated, small_tree, tmp_p
     with pytest.raises(InputError, match="was fitted to another model than"):
         predict(calibrated, *scans)
     with pytest.raises(InputError, match="No calibration at nowhere"):
-        predict(calibrated, *scans, calibration="nowhere")
+        predict(calibrated, *scans, Options(calibration="nowhere"))
     assert not (tmp_path / "out").exists()
 
 
@@ -381,3 +387,162 @@ def test_training_anew_leaves_no_calibration_of_the_earlier_model(run, tmp_path)
 
     assert (folder / "model.keras").is_file()
     assert not (folder / "calibration.json").exists()
+
+
+def test_a_scan_named_twice_is_read_once_and_listed(predicted, run, small_tree, tmp_path):
+    """Of two files with one UID the first is read; the second is a failure that names both."""
+    first = sorted(small_tree.rglob("*.mhd"))[0]
+    volume = sitk.ReadImage(str(first))
+    sitk.WriteImage(volume, str(tmp_path / f"{first.stem}.nrrd"))
+    scans = [*sorted(small_tree.rglob("*.mhd")), tmp_path / f"{first.stem}.nrrd"]
+
+    made = predict(run / "model.keras", scans, small_tree / "candidates_V2.csv", tmp_path / "out")
+
+    pd.testing.assert_frame_equal(made.findings, predicted[0].findings)
+    ((uid, row, status, reason),) = made.failures.itertuples(index=False)
+    assert (uid, row, status) == (first.stem, pd.NA, "twice")
+    assert str(first) in reason
+    assert f"{first.stem}.nrrd" in reason
+
+
+def test_scans_may_be_listed_in_a_csv(predicted, run, small_tree, tmp_path):
+    """Paths from the folder of the list on; one that leads nowhere is a failure, and stops no other."""
+    tree = shutil.copytree(small_tree, tmp_path / "tree")
+    paths = [str(path.relative_to(tmp_path)) for path in sorted(tree.rglob("*.mhd"))]
+    pd.DataFrame({"path": [*paths, "gone/9.9.mhd"], "note": "x"}).to_csv(tmp_path / "night.csv", index=False)
+
+    made = predict(
+        run / "model.keras", [tmp_path / "night.csv"], tree / "candidates_V2.csv", tmp_path / "out"
+    )
+
+    pd.testing.assert_frame_equal(made.findings, predicted[0].findings)
+    assert made.failures[["seriesuid", "status"]].to_numpy().tolist() == [["9.9", "unreadable"]]
+    assert f"No scan at {tmp_path / 'gone/9.9.mhd'}" in made.failures["reason"][0]
+
+
+def test_further_scans_are_added(predicted, run, small_tree, tmp_path):
+    """Two scans, then all four with resume: the first two are not touched, the tables are those of four."""
+    scans, candidates, out = (
+        sorted(small_tree.rglob("*.mhd")),
+        small_tree / "candidates_V2.csv",
+        tmp_path / "o",
+    )
+    predict(run / "model.keras", scans[:2], candidates, out)
+    notes = {path: path.stat().st_mtime_ns for path in out.glob("scans/*/scan.json")}
+
+    made = predict(run / "model.keras", scans, candidates, out, resume=True)
+
+    assert len(notes) == 2
+    assert {path: path.stat().st_mtime_ns for path in notes} == notes
+    pd.testing.assert_frame_equal(made.findings, predicted[0].findings)
+    assert (out / "findings.csv").read_bytes() == (predicted[1] / "findings.csv").read_bytes()
+
+
+def test_a_model_and_itself_are_the_model(predicted, run, small_tree, tmp_path):
+    """The mean of equal logits is that logit; both are named in prediction.json."""
+    model = run / "model.keras"
+
+    made = predict(
+        model, [small_tree], small_tree / "candidates_V2.csv", tmp_path / "out", Options(ensemble=(model,))
+    )
+
+    pd.testing.assert_frame_equal(made.findings, predicted[0].findings)
+    about = json.loads((tmp_path / "out" / "prediction.json").read_text())
+    assert [entry["sha256"] for entry in about["models"]] == [sha256(model)] * 2
+    assert about["model"] == "2 models"
+
+
+def test_mirrored_candidates_have_equal_logits_when_averaged_over_symmetries(run, small_tree, tmp_path):
+    """Seen in 16 ways, a scan and its mirror image give the same logits, to rounding; in one way not."""
+    path = sorted(small_tree.rglob("*.mhd"))[0]
+    candidates = _read(small_tree / "candidates_V2.csv")
+    image = sitk.ReadImage(str(path))
+    mirrored = sitk.GetImageFromArray(sitk.GetArrayFromImage(image)[:, :, ::-1])
+    mirrored.SetSpacing(image.GetSpacing())
+    end = image.TransformIndexToPhysicalPoint((image.GetSize()[0] - 1, 0, 0))[0]
+    mirrored.SetOrigin((-end, *image.GetOrigin()[1:]))
+    (tmp_path / "mirror").mkdir()
+    sitk.WriteImage(mirrored, str(tmp_path / "mirror" / path.name))
+    own = candidates[candidates["seriesuid"] == path.stem]
+    own.to_csv(tmp_path / "own.csv", index=False)
+    own.assign(coordX=-own["coordX"]).to_csv(tmp_path / "mirror.csv", index=False)
+    apart = {}
+    for kind in ("none", "in_plane"):
+        options = Options(symmetries=kind)
+        straight = predict(run / "model.keras", [path], tmp_path / "own.csv", tmp_path / kind, options)
+        other = predict(
+            run / "model.keras",
+            [tmp_path / "mirror"],
+            tmp_path / "mirror.csv",
+            tmp_path / f"{kind}_m",
+            options,
+        )
+        both = straight.findings.merge(other.findings.assign(coordX=-other.findings["coordX"]), on=POINT)
+        assert len(both) == 10
+        apart[kind] = (both["logit_x"] - both["logit_y"]).abs().max()
+
+    assert apart["in_plane"] < 1e-4 < apart["none"]
+
+
+def test_a_format_that_cannot_be_written_is_listed(run, small_tree, tmp_path, monkeypatch):
+    """Findings of that scan are there all the same, and the reason is told; the other scans are as ever."""
+
+    def fails_for_one(findings, folder):
+        if findings.source.series_uid == "1.2.826.0.2":
+            raise InputError("It has no table position.")
+        (folder / "x.json").touch()
+
+    monkeypatch.setitem(exports.WRITERS, "json", fails_for_one)
+
+    made = predict(
+        run / "model.keras",
+        [small_tree],
+        small_tree / "candidates_V2.csv",
+        tmp_path / "out",
+        Options(formats=("json",)),
+    )
+
+    assert len(made.findings) == 40
+    assert made.failures[["seriesuid", "status", "reason"]].to_numpy().tolist() == [
+        ["1.2.826.0.2", "export", "json: It has no table position."]
+    ]
+    assert len(list(tmp_path.glob("out/scans/*/x.json"))) == 3
+    assert (tmp_path / "out" / "scans" / "1.2.826.0.2" / "findings.csv").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"formats": ("json", "word")}, "word"),
+        ({"symmetries": "all"}, r"--symmetries is one of none, in_plane, cube\. Received: 'all'"),
+        ({"merge_mm": -1.0}, r"--merge is a distance in mm, more than 0\. Received: -1"),
+        ({"threshold": 1.5}, r"--threshold is a probability, from 0 to 1\. Received: 1\.5"),
+        ({"most": 0}, r"--most is a number from 1 up\. Received: 0"),
+        ({"explain": -1}, r"--explain is a number from 0 up\. Received: -1"),
+        ({"calibration": "x.json", "ensemble": ("phantom",)}, "--calibration takes a file for one model"),
+    ],
+)
+def test_an_option_that_makes_no_sense_is_refused(run, small_tree, tmp_path, options, words):
+    """In one line, before any scan is read; nothing is written."""
+    with pytest.raises(InputError, match=words):
+        predict(run / "model.keras", [small_tree], None, tmp_path / "out", Options(**options))
+
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_cluster_gives_the_same_findings(predicted, run, small_tree, tmp_path):
+    """A Dask worker, a process of its own, writes the bytes that this process writes."""
+    worker = "distributed.cli.dask_worker", "--nworkers", "1", "--nthreads", "1"
+    with _cluster(tmp_path, worker, 1) as address:
+        predict(
+            run / "model.keras",
+            [small_tree],
+            small_tree / "candidates_V2.csv",
+            tmp_path / "out",
+            dask=address,
+        )
+
+    for path in predicted[1].rglob("*"):
+        if path.is_file():
+            assert (tmp_path / "out" / path.relative_to(predicted[1])).read_bytes() == path.read_bytes()

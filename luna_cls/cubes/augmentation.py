@@ -106,6 +106,20 @@ def symmetries(
     ]
 
 
+def every_symmetry(cubes: NDArray[Any], kind: str) -> Iterator[NDArray[Any]]:
+    """Cubes `(n, z, y, x)` in each way that `symmetries` may turn them, the way they are first.
+
+    Args:
+        cubes: Edges of one length.
+        kind: "in_plane", "cube", or "none" for the one way they are.
+    """
+    orders = _ORDERS.get(kind, [(0, 1, 2)])
+    for order in orders:
+        for z, y, x in itertools.product((1, -1), repeat=3) if kind != "none" else [(1, 1, 1)]:
+            turned = cubes[:, ::z, ::y, ::x].transpose(0, *(axis + 1 for axis in order))
+            yield np.ascontiguousarray(turned)
+
+
 def moved(
     cubes: Cubes,
     generator: np.random.Generator,

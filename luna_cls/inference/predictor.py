@@ -2,47 +2,40 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+import functools
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-import keras
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from luna_cls import __version__
-from luna_cls.cubes.cutting import CubeSpec, cut_cubes
-from luna_cls.cubes.store import FAILURE_COLUMNS, OUTSIDE, UNREADABLE
 from luna_cls.errors import InputError
-from luna_cls.files import (
-    COORDINATES,
-    POINT_COLUMNS,
-    require_new,
-    sha256,
-    whole_folder,
-    write_csv,
-    write_json,
-    write_text,
+from luna_cls.files import require_new
+from luna_cls.inference.bundle import Bundle, open_bundles
+from luna_cls.inference.options import PAGE, Options
+from luna_cls.inference.pipeline import Task, WritePage, read_scans
+from luna_cls.inference.prediction_folder import (
+    BEGUN,
+    FINDINGS,
+    Failure,
+    Outcome,
+    PredictionFolder,
+    failures_table,
 )
+from luna_cls.inference.scoring import Scorer
 from luna_cls.judging import calibrated_run
-from luna_cls.learning import models
-from luna_cls.learning.training import predictions_table
-from luna_cls.processes import available_cores
+from luna_cls.processes import run_on_cluster
 from luna_cls.scans.luna16 import read_candidates
-from luna_cls.scans.proposals import propose
-from luna_cls.scans.volume import ScanSource, find_scans, read_volume
+from luna_cls.scans.volume import ScanSource, find_scans
 
-BATCH_SIZE = 128
 NO_CALIBRATION = "none"
-MAX_READERS = 4  # scans in memory at a time, some 0.3 GB each
-
-Cubes = NDArray[np.int16]  # (n, z, y, x), HU
-_NO_POINTS = pd.DataFrame(columns=list(POINT_COLUMNS)).astype(dict.fromkeys(COORDINATES, float))
-
-Failure = tuple[str, int | None, str, str]  # FAILURE_COLUMNS
+SCANS_A_JOB = 8  # of a cluster, so that reading and scoring overlap there, too
+TWICE = "twice"  # status of a failure, beside those of a store
+EVEN_ODDS = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,201 +43,243 @@ class Prediction:
     """What `predict` found.
 
     Args:
-        findings: Table `seriesuid, coordX, coordY, coordZ, probability, logit`, with `class` where the
-            candidates had it; scan by scan, the most probable first.
-        failures: Table `seriesuid, row, status, reason`: scans that could not be read (no row) and
-            candidates outside their scan (their row in the candidate file).
+        path: The folder it made.
+        failures: Table `seriesuid, row, status, reason`: scans that could not be read (no row), candidates
+            outside their scan (their row in the candidate file), formats that could not be written.
         num_scans: Scans that were read.
-        calibration: What was done to the model's logits, and by which file; None if nothing.
+        num_findings: Candidates that were scored.
+        calibrations: What was done to each model's logits; None where nothing was.
     """
 
-    findings: pd.DataFrame
+    path: Path
     failures: pd.DataFrame
     num_scans: int
-    calibration: str | None
+    num_findings: int
+    calibrations: list[str | None]
 
+    @property
+    def findings(self) -> pd.DataFrame:
+        """Table `seriesuid, coordX, coordY, coordZ, probability, logit`, with `class` where it was given.
 
-@dataclass(frozen=True, eq=False)
-class _CutScan:
-    """One scan's candidates and their cubes, or why there are none."""
-
-    candidates: pd.DataFrame
-    cubes: Cubes | None
-    failures: list[Failure]
+        Scan by scan, the most probable first.
+        """
+        return pd.read_csv(self.path / FINDINGS, dtype={"seriesuid": str})
 
 
 def predict(
-    model_path: str | Path,
+    model: str | Path,
     scans: Iterable[str | Path],
     candidates_path: str | Path | None,
     out: str | Path,
+    options: Options | None = None,
     *,
-    calibration: str | Path | None = None,
     force: bool = False,
+    resume: bool = False,
+    dask: str | None = None,
+    write_page: WritePage | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Prediction:
     """Scores every candidate of the scans given.
 
-    Writes `findings.csv`, `prediction.json` (which model and calibration made them), `failures.csv`, and
+    Writes `findings.csv`, `prediction.json` (which models and calibration made them), `failures.csv`, and
     `seriesuids.csv`: all scans given, those that failed or have no candidate included, as an honest
-    evaluation needs them.
+    evaluation needs them. `scans/UID/` has the findings of one scan, in all formats, once it is done.
 
     A scan that cannot be read, or a candidate outside its scan, is listed in `failures.csv`; the rest
-    is scored. Candidates of other scans are left aside.
+    is scored. Candidates of other scans are left aside. Reading, cutting, scoring and writing overlap, a few
+    scans at a time.
 
     Args:
-        model_path: A `.keras` file of a run, or the name of a model that comes with the package.
-        scans: Scan files, or folders to search.
+        model: What `bundle.open_bundles` opens: a run, its `model.keras`, a bundle, a cross-validation, or
+            the name of a model that comes with the package.
+        scans: What `find_scans` finds: files, folders to search, lists of paths.
         candidates_path: A CSV with `seriesuid, coordX, coordY, coordZ`, perhaps `class`; None to propose
             points in the lungs of each scan (`scans.proposals`).
         out: The folder to make.
-        calibration: A `calibration.json`; None for that beside the model, if there is one; "none" for none.
-        force: Replace it if it exists.
+        options: What is done with logits, and what is written; `Options()` if None.
+        force: Replace `out` if it exists.
+        resume: Go on with `out` if it exists: scans that are done, and have not changed, stay.
+        dask: Address of a Dask scheduler whose workers do the reading, and see all at the same paths.
+        write_page: Writes the page of a scan, for the format "html", into the folder of the scan;
+            a module's function, if `dask` is given.
         on_progress: Called with the number of scans done and of all scans.
 
     Raises:
         InputError: If an input is missing or wrong, or no candidate is in any of the scans; or if the
             calibration was fitted to another model.
     """
-    out, model_path = Path(out), models.path_of(model_path)
-    sources = find_scans(scans)
-    calibration_path = _calibration_path(calibration, model_path)
-    given = [path for path in (model_path, candidates_path, calibration_path) if path is not None]
-    inputs = [*map(Path, given), *(source.path for source in sources)]
-    require_new(out, force=force, sign="failures.csv", inputs=inputs)
+    out, options = Path(out).absolute(), options or Options()
+    options.check()
+    options = replace(options, ensemble=tuple(map(_absolute, options.ensemble)))
+    if options.calibration is not None:
+        options = replace(options, calibration=_absolute(options.calibration))
+    if resume and force:
+        raise InputError("--resume goes on with a prediction, --force starts it over: give one of them.")
+    members = _members(model, options)
+    found = find_scans(scans)
+    first: dict[str, ScanSource] = {}
+    for source in found:
+        first.setdefault(source.series_uid, source)
+    sources = list(first.values())
+    inputs = [member.model_path for member in members] + [source.path for source in found]
+    if candidates_path is not None:
+        inputs.append(Path(candidates_path))
+    if not (resume or out.exists()):
+        require_new(out, force=force, sign=calibrated_run.PREDICTION)
+    candidates = _candidates(candidates_path, sources)
+    about = _about(members, options, candidates)
+    folder = PredictionFolder(out)
+    with folder.begun(about, resume=resume, force=force, inputs=inputs) as about:
+        folder.check_scans(source.series_uid for source in sources)
+        (out / FINDINGS).unlink(missing_ok=True)  # its presence tells that all scans are done
+        task = Task(_absolute(model), options, about, folder, write_page if PAGE in options.formats else None)
+        if dask is None:
+            outcomes = read_scans(task, sources, candidates, Scorer(members, options.symmetries))
+        else:
+            outcomes = _read_on_cluster(task, sources, candidates, dask, inputs)
+        of_scan: dict[str, Outcome] = {}
+        if on_progress:
+            on_progress(0, len(sources))
+        for outcome in outcomes:
+            of_scan[outcome.series_uid] = outcome
+            if on_progress:
+                on_progress(len(of_scan), len(sources))
+        uids = [source.series_uid for source in sources]
+        twice = _named_twice(found, sources)
+        failures = failures_table([*(row for uid in uids for row in of_scan[uid].failures), *twice])
+        num_findings = sum(outcome.num_findings for outcome in of_scan.values())
+        if not num_findings and len(failures):
+            for uid in uids:
+                folder.forget(uid)
+            raise InputError(
+                f"Not one candidate could be scored. The first reason: {failures['reason'].iloc[0]}"
+            )
+        folder.finish(uids, of_scan, twice)
+    return Prediction(
+        out,
+        failures,
+        sum(outcome.is_read for outcome in of_scan.values()),
+        num_findings,
+        [str(member.calibration) if member.calibration else None for member in members],
+    )
+
+
+def _members(model: str | Path, options: Options) -> list[Bundle]:
+    own = options.calibration is None
+    members = [bundle for name in (model, *options.ensemble) for bundle in open_bundles(name, calibrated=own)]
+    if own or str(options.calibration) == NO_CALIBRATION:
+        return members
+    if len(members) > 1:
+        raise InputError("--calibration takes a file for one model; several have each their own, or none.")
+    read = calibrated_run.read(Path(str(options.calibration)), members[0].model_path)
+    return [replace(members[0], calibration=read, threshold=None)]
+
+
+def _absolute(name: str | Path) -> str:
+    """A path as a worker in another folder finds it; the name of a model that comes along as it is."""
+    return str(Path(name).absolute()) if Path(name).exists() else str(name)
+
+
+def _candidates(path: str | Path | None, sources: Sequence[ScanSource]) -> pd.DataFrame | None:
+    if path is None:
+        return None
+    candidates = read_candidates(Path(path), labelled=False)
     uids = [source.series_uid for source in sources]
-    uid, count = Counter(uids).most_common(1)[0]
-    if count > 1:
-        raise InputError(f"{count} of the scan files are called {uid}. Name each scan once.")
-    candidates = None if candidates_path is None else read_candidates(Path(candidates_path), labelled=False)
-    if candidates is not None and not candidates["seriesuid"].isin(uids).any():
+    if not candidates["seriesuid"].isin(uids).any():
         raise InputError(
-            f"No candidate in {candidates_path} belongs to a scan given. Received: scans "
+            f"No candidate in {path} belongs to a scan given. Received: scans "
             f"{uids[0]}, ...; candidates of {candidates['seriesuid'].iloc[0]}, ..."
         )
-    model = models.load(model_path)
-    calibrated = calibrated_run.read(calibration_path, model_path) if calibration_path else None
-    spec = _cube_spec(model, model_path)
+    return candidates
 
-    read: list[_CutScan] = []
 
-    def cubes_of_scans() -> Iterator[Cubes]:
-        for done, scan in enumerate(_cut_ahead(sources, candidates, spec)):
-            if on_progress:
-                on_progress(done, len(sources))
-            read.append(replace(scan, cubes=None))
-            if scan.cubes is not None:
-                yield scan.cubes
-        if on_progress:
-            on_progress(len(sources), len(sources))
-
-    logits = _score(model, cubes_of_scans(), spec)
-    failures = [failure for scan in read for failure in scan.failures]
-    if not len(logits):
-        raise InputError(f"Not one candidate could be scored. The first reason: {failures[0][3]}")
-    if not np.isfinite(logits).all():
-        raise InputError(f"{model_path} gives logits that are not finite. Train it again.")
-    if calibrated:
-        logits = calibrated(logits)
-    findings = predictions_table(pd.concat([scan.candidates for scan in read]), logits)
-    order = pd.Categorical(findings["seriesuid"], categories=uids, ordered=True)
-    findings = findings.assign(order=order).sort_values(
-        ["order", "logit"], ascending=[True, False], kind="stable", ignore_index=True
-    )
-    unread = sum(row is None for _, row, _, _ in failures)
-    result = Prediction(
-        findings.drop(columns="order"),
-        pd.DataFrame(failures, columns=list(FAILURE_COLUMNS)).astype({"row": "Int64"}),
-        len(sources) - unread,
-        f"{calibrated} ({calibration_path})" if calibrated else None,
-    )
+def _about(members: Sequence[Bundle], options: Options, candidates: pd.DataFrame | None) -> dict[str, Any]:
+    """What `prediction.json` says."""
+    models = [
+        {
+            "name": member.name,
+            "sha256": member.model_sha256,
+            "calibration": member.calibration.to_json() if member.calibration else None,
+        }
+        for member in members
+    ]
+    alone = models[0] if len(models) == 1 else None
+    threshold = options.threshold
+    if threshold is None:
+        threshold = members[0].threshold if alone else None
+    calibration = alone["calibration"] if alone else None
+    if not alone and any(entry["calibration"] for entry in models):
+        calibration = {"method": "each model's own"}
     about = {
         "luna_cls": __version__,
-        "model": model_path.name,
-        "model_sha256": sha256(model_path),
-        "calibration": calibrated.to_json() if calibrated else None,
+        "model": alone["name"] if alone else f"{len(models)} models",
+        "model_sha256": alone["sha256"] if alone else None,
+        "calibration": calibration,
+        "models": models,
+        "symmetries": options.symmetries,
+        "candidates": "proposed" if candidates is None else "listed",
+        "merge_mm": options.merge_mm,
+        "threshold": EVEN_ODDS if threshold is None else threshold,
+        "most": options.most,
+        "diameters": options.diameters,
+        "explain": options.explain,
+        "formats": options.written,
     }
-    with whole_folder(out) as folder:
-        write_json(folder / calibrated_run.PREDICTION, about)
-        write_csv(folder / "failures.csv", result.failures)
-        write_text(folder / "seriesuids.csv", "".join(f"{uid}\n" for uid in uids))
-        write_csv(folder / "findings.csv", result.findings)
-    return result
+    if "sr" in options.formats:
+        about[BEGUN] = _now()
+    return about
 
 
-def _calibration_path(calibration: str | Path | None, model_path: Path) -> Path | None:
-    if calibration is None:
-        return calibrated_run.beside(model_path)
-    return None if str(calibration) == NO_CALIBRATION else Path(calibration)
+def _now() -> str:
+    """The time, or that of SOURCE_DATE_EPOCH, for files that are to be the same whenever they are made."""
+    fixed = os.environ.get("SOURCE_DATE_EPOCH", "")
+    now = datetime.fromtimestamp(int(fixed), UTC) if fixed.isdigit() else datetime.now(UTC)
+    return now.isoformat(timespec="seconds")
 
 
-def _score(model: keras.Model, arrays: Iterable[Cubes], spec: CubeSpec) -> NDArray[np.float64]:
-    """Logits `(n,)` of all cubes in order, in batches of one size that run on from scan to scan."""
-    batch = np.zeros((BATCH_SIZE, *spec.shape_zyx, 1), np.int16)
-    logits, filled = [], 0
-    for cubes in arrays:
-        start = 0
-        while start < len(cubes):
-            taken = min(BATCH_SIZE - filled, len(cubes) - start)
-            batch[filled : filled + taken, ..., 0] = cubes[start : start + taken]
-            start, filled = start + taken, filled + taken
-            if filled == BATCH_SIZE:
-                logits.append(model.predict_on_batch(batch))
-                filled = 0
-    if filled:
-        logits.append(model.predict_on_batch(batch)[:filled])
-    return np.concatenate(logits).reshape(-1).astype(np.float64) if logits else np.empty(0)
-
-
-def _cut_ahead(
-    sources: list[ScanSource], candidates: pd.DataFrame | None, spec: CubeSpec
-) -> Iterator[_CutScan]:
-    """Cuts scan after scan, in order, the next few while the caller scores the last."""
-    rows_of = {} if candidates is None else candidates.groupby("seriesuid").indices
-    readers = min(MAX_READERS, available_cores())
-    with ThreadPoolExecutor(readers) as pool:
-        ahead: deque[Future[_CutScan]] = deque()
-        for source in sources:
-            if len(ahead) == readers:
-                yield ahead.popleft().result()
-            own = None if candidates is None else candidates.iloc[rows_of.get(source.series_uid, [])]
-            ahead.append(pool.submit(_cut_scan, source, own, spec))
-        while ahead:
-            yield ahead.popleft().result()
-
-
-def _cut_scan(source: ScanSource, own: pd.DataFrame | None, spec: CubeSpec) -> _CutScan:
-    """Reads a scan and cuts its own candidates, or proposes some if there is no list of them."""
-    uid = source.series_uid
-    try:
-        volume = read_volume(*source)
-        if own is None:
-            own = propose(volume)[list(POINT_COLUMNS)]
-        points = own[COORDINATES].to_numpy()
-        inside = volume.grid.contains(points)
-        cubes = cut_cubes(volume, points[inside], spec)
-    except (InputError, OSError, MemoryError) as error:
-        none = _NO_POINTS if own is None else own[:0]
-        return _CutScan(none, None, [(uid, None, UNREADABLE, str(error))])
-    outside: list[Failure] = [
-        (uid, int(row), OUTSIDE, f"The point {point.tolist()} mm lies outside the scan.")
-        for row, point in zip(own.index[~inside], points[~inside], strict=True)
-    ]
-    return _CutScan(own[inside], cubes, outside)
-
-
-def _cube_spec(model: keras.Model, path: str | Path) -> CubeSpec:
-    """The cubes a model reads, from the shape of its input."""
-    shape = model.input_shape
-    if (
-        len(shape) != 5
-        or None in shape[1:]
-        or len(set(shape[1:4])) != 1
-        or shape[4] != 1
-        or model.output_shape != (None, 1)
-    ):
-        raise InputError(
-            f"{path} is not a model from cubes to logits. Received: {shape} to {model.output_shape}; "
-            "expected (None, n, n, n, 1) to (None, 1)."
+def _named_twice(found: Sequence[ScanSource], sources: Sequence[ScanSource]) -> list[Failure]:
+    """The second and further files that are called the same: which of them is meant cannot be told."""
+    read = {source.series_uid: source.path for source in sources}
+    return [
+        (
+            uid,
+            None,
+            TWICE,
+            f"{path} has the series UID of {read[uid]}, which was read. Name each scan once.",
         )
-    return CubeSpec(size_vox=shape[1])
+        for path, uid in found
+        if path != read[uid]
+    ]
+
+
+def _read_on_cluster(
+    task: Task,
+    sources: Sequence[ScanSource],
+    candidates: pd.DataFrame | None,
+    dask: str,
+    inputs: Sequence[Path],
+) -> Iterator[Outcome]:
+    jobs = []
+    for start in range(0, len(sources), SCANS_A_JOB):
+        some = [ScanSource(path.absolute(), uid) for path, uid in sources[start : start + SCANS_A_JOB]]
+        own = None
+        if candidates is not None:
+            own = candidates[candidates["seriesuid"].isin([source.series_uid for source in some])]
+        jobs.append((task, some, own))
+    folders = {path.absolute() if path.is_dir() else path.absolute().parent for path in inputs}
+    for outcomes in run_on_cluster(_read_job, jobs, dask, [task.folder.path, *sorted(folders)]):
+        yield from outcomes
+
+
+def _read_job(job: tuple[Task, list[ScanSource], pd.DataFrame | None]) -> list[Outcome]:
+    task, sources, candidates = job
+    models = tuple((entry["name"], entry["sha256"]) for entry in task.about["models"])
+    return list(read_scans(task, sources, candidates, _opened(task.model, task.options, models)))
+
+
+@functools.lru_cache(maxsize=1)  # a worker's next job needs the same
+def _opened(model: str, options: Options, models: tuple[tuple[str, str], ...]) -> Scorer:
+    members = _members(model, options)
+    if tuple((member.name, member.model_sha256) for member in members) != models:
+        raise InputError(f"{model} is another model on a worker than here. Put the same one there.")
+    return Scorer(members, options.symmetries)

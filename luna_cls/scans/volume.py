@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from luna_cls.errors import InputError
+from luna_cls.files import read_csv
 from luna_cls.scans.grid import Grid
 from luna_cls.scans.readers import dicom, metaimage, nifti, nrrd
 from luna_cls.scans.readers.itk import Voxels
@@ -117,7 +118,8 @@ def files_of(path: Path, series_uid: str) -> list[Path]:
 def find_scans(paths: Iterable[str | Path]) -> list[ScanSource]:
     """The scans among `paths`: files as given, folders searched for files of `READERS` and DICOM series.
 
-    LUNA16's lung masks are passed over.
+    LUNA16's lung masks are passed over. A `.csv` lists further paths in its column `path`, from its own
+    folder on; what is wrong with one of these shows when that scan is read.
 
     Raises:
         InputError: If a path does not exist or a folder holds no scan.
@@ -125,22 +127,30 @@ def find_scans(paths: Iterable[str | Path]) -> list[ScanSource]:
     found: list[ScanSource] = []
     for path in map(Path, paths):
         if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if _ending(file) and file.is_file())
-            inside = [_of_file(file) for file in files if LUNGS_FOLDER not in file.relative_to(path).parts]
-            for uid, slices in dicom.find_series(path).series.items():
-                folder = Path(os.path.commonpath([one.path.parent for one in slices]))
-                inside.append(ScanSource(folder, uid))
+            inside = _in_folder(path)
             if not inside:
                 raise InputError(
                     f"The folder {path} holds no scan. Expected {', '.join(READERS)} files or DICOM slices "
                     "in or below it."
                 )
             found.extend(inside)
+        elif path.suffix.lower() == ".csv":
+            for listed in read_csv(path, ("path",), "scans")["path"]:
+                one = path.parent / listed.strip()
+                found.extend((_in_folder(one) if one.is_dir() else []) or [_of_file(one)])
         elif path.exists():
             found.append(_of_file(path))
         else:
             raise InputError(f"No scan at {path}. Give scan files or folders that hold them.")
     return list(dict.fromkeys(found))
+
+
+def _in_folder(folder: Path) -> list[ScanSource]:
+    files = sorted(file for file in folder.rglob("*") if _ending(file) and file.is_file())
+    inside = [_of_file(file) for file in files if LUNGS_FOLDER not in file.relative_to(folder).parts]
+    for uid, slices in dicom.find_series(folder).series.items():
+        inside.append(ScanSource(Path(os.path.commonpath([one.path.parent for one in slices])), uid))
+    return inside
 
 
 def _of_file(path: Path) -> ScanSource:
