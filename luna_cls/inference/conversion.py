@@ -21,7 +21,8 @@ from luna_cls.cubes.cutting import CubeSpec
 from luna_cls.cubes.store import WINDOW_HU
 from luna_cls.errors import InputError
 from luna_cls.files import require_new, sha256, whole_folder, write_json
-from luna_cls.inference.bundle import CARD, FORMAT, RESEARCH_ONLY, Bundle
+from luna_cls.inference.bundle import Bundle
+from luna_cls.inference.model_card import CARD, FORMAT, RESEARCH_ONLY
 from luna_cls.scans.volume import AIR_HU
 
 if TYPE_CHECKING:
