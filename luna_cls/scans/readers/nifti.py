@@ -1,4 +1,4 @@
-"""NIfTI: `.nii` and `.nii.gz`. The only place that turns RAS into LPS."""
+"""NIfTI: `.nii` and `.nii.gz`. The only place that turns RAS into LPS, and back."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import nibabel
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from luna_cls.errors import InputError
 from luna_cls.scans.grid import Grid
@@ -48,6 +48,28 @@ def read(path: Path) -> Voxels:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{path} cannot be read as NIfTI: {reason}. Fetch the scan again.") from error
     return Voxels(np.ascontiguousarray(values.reshape(grid.shape_zyx[::-1]).T), grid)
+
+
+def header_of(grid: Grid, dtype: DTypeLike, about: str) -> nibabel.Nifti1Header:
+    """The header of a `.nii` file of one volume on a grid, in the scanner's coordinates, RAS.
+
+    Args:
+        grid: Where its voxels are.
+        dtype: Theirs.
+        about: What it holds, in at most 79 ASCII characters.
+    """
+    affine_ras_mm = np.eye(4)
+    affine_ras_mm[:3, :3] = RAS_TO_LPS[:, None] * grid.direction * grid.spacing_xyz_mm
+    affine_ras_mm[:3, 3] = RAS_TO_LPS * grid.origin_xyz_mm
+    header = nibabel.Nifti1Header()
+    header.set_data_dtype(dtype)
+    header.set_data_shape(grid.shape_zyx[::-1])
+    header.set_data_offset(header.single_vox_offset)
+    header.set_qform(affine_ras_mm, code="scanner")
+    header.set_sform(affine_ras_mm, code="scanner")
+    header.set_xyzt_units("mm")
+    header["descrip"] = about
+    return header
 
 
 def _grid(path: Path, image: nibabel.Nifti1Pair) -> Grid:
