@@ -18,8 +18,9 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from luna_cls.inference.bundle import MODEL, write_bundle
+from luna_cls.inference.bundle import write_bundle
 from luna_cls.judging.binary import binary_metrics
+from luna_cls.judging.calibrated_run import MODEL
 from luna_cls.judging.froc import evaluate
 
 NAME, LICENCE = "phantom", "Apache-2.0"

@@ -153,6 +153,20 @@ def test_an_export_that_differs_is_refused(bundle, tmp_path, monkeypatch, kind):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_conversion_that_fails_is_told_in_one_line(bundle, tmp_path, monkeypatch):
+    """Without a traceback, and nothing is left."""
+
+    def fail(model, folder):
+        raise RuntimeError("no such\noperation")
+
+    monkeypatch.setitem(conversion._KINDS, "onnx", conversion._KINDS["onnx"]._replace(write=fail))
+
+    with pytest.raises(InputError, match="seed_cnn cannot be exported to onnx: no such operation"):
+        export(bundle, tmp_path / "out", "onnx")
+
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_logits_that_are_not_finite_are_refused(bundle, tmp_path, monkeypatch):
     """NaN is no small difference."""
 

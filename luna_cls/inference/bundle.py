@@ -7,54 +7,36 @@ where the run was calibrated. Opening one loads neither Keras nor TensorFlow; `B
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-import tomllib
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from luna_cls import __version__
 from luna_cls.cubes.cutting import CubeSpec
-from luna_cls.cubes.store import WINDOW_HU
 from luna_cls.errors import InputError
-from luna_cls.files import require_new, sha256, whole_folder, write_json, written_whole
-from luna_cls.judging import calibrated_run, operating_points
-from luna_cls.judging.calibrated_run import OPERATING_POINTS, Calibration
-from luna_cls.learning import model_file
-from luna_cls.learning.model_file import PRETRAINED, ModelFile, read_archive, read_bytes, read_json
-from luna_cls.settings import load_settings
+from luna_cls.files import require_new, whole_folder, write_json, written_whole
+from luna_cls.inference import model_card
+from luna_cls.inference.model_card import CARD, ENVIRONMENT, METRICS, NO_LICENCE, SETTINGS
+from luna_cls.judging import calibrated_run
+from luna_cls.judging.calibrated_run import MODEL, OPERATING_POINTS, VALIDATION, Calibration
+from luna_cls.learning.model_file import (
+    MOST_JSON_BYTES,
+    MOST_MODEL_BYTES,
+    PRETRAINED,
+    ModelFile,
+    read_archive,
+    read_bytes,
+    read_json,
+)
 
 if TYPE_CHECKING:
     import keras
 
-FORMAT = 1
-MODEL, CARD = "model.keras", "bundle.json"
-SETTINGS, ENVIRONMENT, METRICS = "settings.toml", "environment.json", "metrics.json"
-RESEARCH_ONLY = "For research, not for diagnosis."
-NO_LICENCE = "Not stated: ask whoever made it."
-
-_MEMBERS = {
-    CARD: model_file.MOST_JSON_BYTES,
-    MODEL: model_file.MOST_MODEL_BYTES,
-    OPERATING_POINTS: model_file.MOST_JSON_BYTES,
-}
-_NAME = r"[A-Za-z0-9][A-Za-z0-9._ +-]{0,79}"
+_MEMBERS = {CARD: MOST_JSON_BYTES, MODEL: MOST_MODEL_BYTES, OPERATING_POINTS: MOST_JSON_BYTES}
 _FIRST_DATE = (1980, 1, 1, 0, 0, 0)  # of every file in an archive: the earliest that zip knows
-_METRICS = ("auc", "average_precision", "balanced_accuracy")
-_OPERATING_POINT = (
-    "goal",
-    "value",
-    "threshold_probability",
-    "threshold_logit",
-    "sensitivity",
-    "fps_per_scan",
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,33 +81,6 @@ class Bundle:
                 f"expected {expected[0]} to {expected[1]}."
             )
         return model
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
-
-
-class _Spec(_Part):
-    size_vox: Annotated[int, Field(ge=1, le=1000)]
-    spacing_mm: Annotated[float, Field(gt=0, le=1000)]
-
-
-class _OperatingPoint(_Part):
-    threshold_probability: Annotated[float, Field(ge=0, le=1)]
-
-
-class _Card(_Part):
-    """What must be in a `bundle.json`; there may be more."""
-
-    format: Literal[1]
-    name: Annotated[str, Field(pattern=f"^{_NAME}$")]
-    research_only: Annotated[str, Field(max_length=1000)]
-    licence: Annotated[str, Field(max_length=1000)]
-    cube_spec: _Spec
-    calibration: dict[str, Any] | None
-    operating_point: _OperatingPoint | None
-    model_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-    keras: Annotated[str, Field(pattern=r"^\d+\.\d+", max_length=40)]
 
 
 def open_bundles(model: str | Path, *, calibrated: bool = True) -> list[Bundle]:
@@ -199,8 +154,8 @@ def write_bundle(
     else:
         require_new(out, force=force, sign=CARD, inputs=[run])
     model = ModelFile.read(run / MODEL)
-    card = {**_card(run, model, name or run.resolve().name, licence), **(facts or {})}
-    _check_card(card, str(out))
+    card = {**model_card.of_run(run, model, name or run.resolve().name, licence), **(facts or {})}
+    model_card.check(card, str(out))
     points = run / OPERATING_POINTS
     with TemporaryDirectory() as temporary:
         card_path = Path(temporary) / CARD
@@ -228,7 +183,7 @@ def _open_file(path: Path, calibrated: bool) -> Bundle:
 
 
 def _open_folder(folder: Path) -> Bundle:
-    card = read_bytes(folder / CARD, model_file.MOST_JSON_BYTES)
+    card = read_bytes(folder / CARD, MOST_JSON_BYTES)
     about = read_json(card, str(folder / CARD))
     if "export" in about:
         raise InputError(
@@ -240,7 +195,7 @@ def _open_folder(folder: Path) -> Bundle:
 def _of_card(content: bytes, model: bytes, path: Path) -> Bundle:
     what = str(path)
     card = read_json(content, f"{CARD} of {what}")
-    checked = _check_card(card, what)
+    checked = model_card.check(card, what)
     if hashlib.sha256(model).hexdigest() != checked.model_sha256:
         raise InputError(
             f"{what} is refused: its model is not the one its {CARD} tells of (the checksums differ). Get "
@@ -258,7 +213,7 @@ def _of_card(content: bytes, model: bytes, path: Path) -> Bundle:
         path,
         checked.model_sha256,
         spec,
-        _calibration(card, what),
+        model_card.calibration_of(card, what),
         checked.operating_point.threshold_probability if checked.operating_point else None,
         card,
     )
@@ -276,10 +231,10 @@ def _open_model(path: Path, calibrated: bool) -> Bundle:
     spec = CubeSpec(shape[1])
     environment = path.with_name(ENVIRONMENT)
     if path.name == MODEL and environment.is_file():
-        spec = CubeSpec(shape[1], _spacing_mm(_read(environment)))
+        spec = CubeSpec(shape[1], model_card.spacing_mm(model_card.read_own(environment)))
     calibration_path = calibrated_run.beside(path) if calibrated else None
     calibration = calibrated_run.read(calibration_path, path) if calibration_path else None
-    point = _operating_point(path, calibration) if calibration else None
+    point = model_card.operating_point(path, calibration) if calibration else None
     own_name = path.resolve().parent.name if path.name == MODEL else path.stem
     threshold = point["threshold_probability"] if point else None
     return Bundle(own_name, path, file.sha256, spec, calibration, threshold)
@@ -322,36 +277,10 @@ def _zip_members(path: Path) -> dict[str, bytes]:
     return read_archive(content, str(path), _MEMBERS, optional=[OPERATING_POINTS])
 
 
-def _check_card(card: Mapping[str, Any], what: str) -> _Card:
-    if card.get("format") != FORMAT:
-        raise InputError(
-            f"{what} has bundle format {str(card.get('format'))[:20]}; this version reads {FORMAT}. "
-            "Use the luna_cls that made it, or a newer one."
-        )
-    try:
-        checked = _Card.model_validate(card)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(key) for key in first["loc"])
-        received = " ".join(str(first["input"]).split())[:80]
-        raise InputError(f"{what}: {where} of {CARD}: {first['msg']}. Received: {received}.") from error
-    model_file.check_version(checked.keras, what)
-    return checked
-
-
-def _calibration(card: Mapping[str, Any], what: str) -> Calibration | None:
-    if card["calibration"] is None:
-        return None
-    try:
-        return Calibration.from_json(card["calibration"])
-    except (InputError, TypeError, ValueError) as error:
-        raise InputError(f"{what}: {CARD} holds no calibration ({' '.join(str(error).split())}).") from error
-
-
 def _require_run(run: Path) -> None:
     if not run.is_dir():
         raise InputError(f"No run at {run}. Give the folder that luna-cls train has made.")
-    needed = (MODEL, SETTINGS, METRICS, ENVIRONMENT, calibrated_run.VALIDATION)
+    needed = (MODEL, SETTINGS, METRICS, ENVIRONMENT, VALIDATION)
     missing = next((name for name in needed if not (run / name).is_file()), None)
     if missing:
         raise InputError(
@@ -371,90 +300,6 @@ def _require_new_zip(out: Path, *, force: bool) -> None:
         is_bundle = False
     if not is_bundle:
         raise InputError(f"{out} is not replaced, even by --force: it is no bundle. Choose another path.")
-
-
-def _card(run: Path, model: ModelFile, name: str, licence: str) -> dict[str, Any]:
-    """What the files of a run tell of its model: no times, and no paths of this machine."""
-    import pandas as pd
-
-    if not re.fullmatch(_NAME, name):
-        raise InputError(
-            "A bundle's name has up to 80 letters, digits, blanks and . _ + -, and begins with a letter or "
-            f"digit. Received: {name[:80]!r}."
-        )
-    settings = load_settings(str(run / SETTINGS))
-    environment, metrics = _read(run / ENVIRONMENT), _read(run / METRICS)
-    validation = pd.read_csv(run / calibrated_run.VALIDATION, usecols=["seriesuid", "class"], dtype=str)
-    if model.input_shape is None or len(model.input_shape) != 5:
-        raise InputError(f"{run / MODEL} is no model of cubes. Received: {model.input_shape} as its input.")
-    data = environment.get("data", {})
-    calibration_path = calibrated_run.beside(run / MODEL)
-    calibration = calibrated_run.read(calibration_path, run / MODEL) if calibration_path else None
-    point = _operating_point(run / MODEL, calibration) if calibration else None
-    fitted_on = _read(calibration_path)["fitted_on"] if calibration_path else None
-    return {
-        "format": FORMAT,
-        "name": name,
-        "research_only": RESEARCH_ONLY,
-        "licence": licence,
-        "architecture": settings.model.name,
-        "cube_spec": asdict(CubeSpec(model.input_shape[1] or 0, _spacing_mm(environment))),
-        "window_hu": list(WINDOW_HU),
-        "calibration": {**calibration.to_json(), "fitted_on": fitted_on} if calibration else None,
-        "operating_point": point and {key: point[key] for key in _OPERATING_POINT if key in point},
-        "metrics": {
-            "on": "validation",
-            "scans": int(validation["seriesuid"].nunique()),
-            "candidates": len(validation),
-            "nodules": int((validation["class"].astype(float) == 1).sum()),
-            **{key: metrics["validation"].get(key) for key in _METRICS},
-        },
-        "training": {
-            "data": {key: value for key, value in data.items() if key != "cube_spec"},
-            "settings": tomllib.loads((run / SETTINGS).read_text(encoding="utf-8")),
-            "environment": {
-                "versions": environment.get("versions"),
-                "backend": environment.get("backend"),
-                "dtype_policy": environment.get("dtype_policy"),
-            },
-        },
-        "model_sha256": model.sha256,
-        "keras": model.keras,
-        "luna_cls": __version__,
-    }
-
-
-def _operating_point(model: Path, calibration: Calibration) -> dict[str, Any] | None:
-    """The first of the `operating_points.json` beside a model; None if there is none.
-
-    Raises:
-        InputError: If they are of another model, or of other probabilities.
-    """
-    path = model.with_name(OPERATING_POINTS)
-    if not path.is_file():
-        return None
-    stored = operating_points.read(path)
-    fitted_on = stored.get("fitted_on")
-    is_own = isinstance(fitted_on, dict) and fitted_on.get("model_sha256") == sha256(model)
-    if not is_own or stored.get("calibration") != json.loads(json.dumps(calibration.to_json())):
-        raise InputError(
-            f"{path} was made for another model or calibration than the one beside it. Make both anew: "
-            f"luna-cls calibrate {model.parent} --force."
-        )
-    points: list[dict[str, Any]] = stored["points"]
-    return points[0] if points else None
-
-
-def _spacing_mm(environment: Mapping[str, Any]) -> float:
-    """Of the cubes of a run; the default where it was trained by a luna_cls that did not tell."""
-    try:
-        return float(environment["data"]["cube_spec"]["spacing_mm"])
-    except (KeyError, TypeError):
-        return CubeSpec().spacing_mm
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return read_json(read_bytes(path, model_file.MOST_JSON_BYTES), str(path))
 
 
 def _write_zip(path: Path, files: Mapping[str, bytes]) -> None:

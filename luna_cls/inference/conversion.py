@@ -21,7 +21,8 @@ from luna_cls.cubes.cutting import CubeSpec
 from luna_cls.cubes.store import WINDOW_HU
 from luna_cls.errors import InputError
 from luna_cls.files import require_new, sha256, whole_folder, write_json
-from luna_cls.inference.bundle import CARD, FORMAT, RESEARCH_ONLY, Bundle
+from luna_cls.inference.bundle import Bundle
+from luna_cls.inference.model_card import CARD, FORMAT, RESEARCH_ONLY
 from luna_cls.scans.volume import AIR_HU
 
 if TYPE_CHECKING:
@@ -99,8 +100,12 @@ def export(
     with whole_folder(out) as folder:
         plain = models.plain(model, in_float32=True)
         plain(cubes[:1, ..., None])  # Keras exports to ONNX only what was called once
-        kind.write(plain, folder)
-        received = _logits(kind.runner(folder / kind.file), cubes)
+        try:
+            kind.write(plain, folder)
+            received = _logits(kind.runner(folder / kind.file), cubes)
+        except Exception as error:  # whatever a layer that the format does not know makes a converter raise
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise InputError(f"{bundle.name} cannot be exported to {format}: {reason}") from error
         largest = _largest_difference(received, expected)
         if not largest <= TOLERANCE:
             raise InputError(
@@ -207,7 +212,7 @@ def _write_onnx(model: keras.Model, folder: Path) -> None:
 
 
 def _rename(path: Path) -> None:
-    """Calls the input hu, the output logit, and the rest by number: tf2onnx's names change from time to time."""
+    """Calls the input hu, the output logit, and the rest by number: tf2onnx's names are others each time."""
     import onnx
 
     model = onnx.load(path)
@@ -290,6 +295,6 @@ _KINDS: dict[Format, _Kind] = {
         _run_openvino,
         "openvino",
         "compared with INFERENCE_PRECISION_HINT f32; without it OpenVINO computes in bfloat16 where the "
-        "processor can. Its Python package sends usage data to its maker unless told not to: opt_in_out --opt_out",
+        "processor can. Its Python package sends usage data to its maker until told: opt_in_out --opt_out",
     ),
 }

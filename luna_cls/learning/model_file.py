@@ -282,7 +282,7 @@ def _check_object(entry: Mapping[str, Any], what: str) -> None:
     registered = str(entry.get("registered_name"))[:80]
     if module not in (_FUNCTION_MODULES if is_function else _MODULES) or ">" in f"{name}{registered}":
         asked = registered if ">" in registered else f"{module}.{part}"
-        _refuse(what, f"it asks for {' '.join(asked.split())}, and only parts of Keras itself are taken")
+        _refuse(what, f"it asks for {asked}, and only parts of Keras itself are taken")
 
 
 def _checked_version(written: Any, what: str) -> str:
@@ -352,8 +352,13 @@ def _check_array(array: Any, name: str, what: str) -> int:
 
 
 def _refuse(what: str, reason: str, error: Exception | None = None) -> NoReturn:
-    raise InputError(f"{what} cannot be loaded as a Keras model: {reason}.") from error
+    raise InputError(f"{what} cannot be loaded as a Keras model: {printable(reason)}.") from error
+
+
+def printable(text: str) -> str:
+    """One line of what others wrote, without characters that would command a terminal."""
+    return "".join(sign if sign.isprintable() else "?" for sign in " ".join(text.split()))
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    return printable((str(error).strip().splitlines() or [type(error).__name__])[0].rstrip("."))

@@ -263,7 +263,9 @@ def opened(file: ModelFile) -> keras.Model:
             model = keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # whatever a hostile or damaged file makes Keras raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{file.what} cannot be loaded as a Keras model: {reason}") from error
+        raise InputError(
+            f"{file.what} cannot be loaded as a Keras model: {model_file.printable(reason)}"
+        ) from error
     if not isinstance(model, keras.Model) or "layers" not in model.get_config():
         raise InputError(f"{file.what} is not a Keras model of layers. Received: a {type(model).__name__}.")
     return fused(model, in_float32=not bfloat16_is_native())
