@@ -720,9 +720,10 @@ def export(
     cubes, to 0.0001.
     """
     if to == "bundle":
-        from luna_cls.inference.bundle import NO_LICENCE, write_bundle
+        from luna_cls.inference.bundle import write_bundle
 
-        _print_path(write_bundle(model, out, name=name, licence=licence or NO_LICENCE, force=force))
+        stated = {} if licence is None else {"licence": licence}
+        _print_path(write_bundle(model, out, name=name, force=force, **stated))
         return DONE
     if name is not None or licence is not None:
         raise InputError(f"--name and --licence are for bundles. Received: --format {to}.")
