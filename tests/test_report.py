@@ -62,7 +62,7 @@ class Parsed(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-KINDS = ("run", "findings", "evaluation", "comparison")
+KINDS = ("run", "findings", "scan", "evaluation", "comparison")
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright
 pytestmark = pytest.mark.slow
 
 PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
-KINDS = ("run", "findings", "evaluation", "comparison")
-WITH_SLIDERS = ("run", "findings", "evaluation")
+KINDS = ("run", "findings", "scan", "evaluation", "comparison")
+WITH_SLIDERS = ("run", "findings", "scan", "evaluation")
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_the_slider_goes_through_the_cube(show, kind):
     """Two keys to the right: 2 mm; then a click at its left end: the other pictures of a cube of 41 mm."""
     page = show(kind, PHONE)
     card = page.locator(".card").first
-    slider, label = card.locator("input"), card.locator("output")
+    slider, label = card.get_by_role("slider"), card.locator("output")
     pixels = "canvas => canvas.toDataURL()"
     middle = card.locator("canvas").evaluate(pixels)
 
@@ -106,6 +106,52 @@ def test_the_slider_goes_through_the_cube(show, kind):
     for _ in range(20):
         page.keyboard.press("ArrowRight")
     assert card.locator("canvas").evaluate(pixels) == middle
+
+
+def test_a_switch_lays_colours_over_the_planes(show):
+    """Off at first, with no legend; by key it colours the planes, and the legend tells what colours mean."""
+    page = show("scan", PHONE)
+    card = page.locator(".card").first
+    switch, legend, canvas = card.get_by_role("checkbox"), card.locator(".legend"), card.locator("canvas")
+    in_colour = """canvas => {
+        const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+        const found = [0, 0];  // orange, blue
+        for (let i = 0; i < data.length; i += 4) {
+            found[0] += data[i] > data[i + 2] + 50;
+            found[1] += data[i + 2] > data[i] + 50;
+        }
+        return found;
+    }"""
+
+    assert (legend.is_visible(), canvas.evaluate(in_colour)) == (False, [0, 0])
+    switch.focus()
+    page.keyboard.press("Space")
+    assert " ".join(legend.inner_text().split()) == "orange raised the logit blue lowered it"
+    assert canvas.evaluate(in_colour) == [0, 0]  # the voxels lie beside the middle planes
+    card.get_by_role("slider").focus()
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    assert canvas.evaluate(in_colour) == [1, 0]  # 3 mm to the left: the sagittal plane meets it
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    assert canvas.evaluate(in_colour) == [1, 0]  # 5 mm to the head: the axial plane
+    for _ in range(10):
+        page.keyboard.press("ArrowLeft")
+    assert canvas.evaluate(in_colour) == [0, 1]  # 5 mm to the feet: the other voxel
+    assert page.locator(".card").nth(1).get_by_role("checkbox").count() == 0
+
+
+def test_without_a_script_and_on_paper_colours_have_a_picture_of_their_own(show):
+    """A second still with its legend stands below the first; the switch is not there."""
+    page = show("scan", DESKTOP, java_script_enabled=False)
+    printed = show("scan", DESKTOP)
+    printed.emulate_media(media="print")
+
+    for one in (page, printed):
+        card = one.locator(".card").first
+        assert card.locator(".explained img").is_visible()
+        assert card.locator(".legend").is_visible()
+        assert not card.locator(".switch").is_visible()
 
 
 def test_the_first_picture_of_the_slider_is_the_still(show):

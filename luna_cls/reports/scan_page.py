@@ -28,7 +28,7 @@ FEWEST_SHOWN = 3  # where none is marked
 # Where an axis of the world begins and ends, in the patient: x, y, z.
 _ENDS = (("right", "left"), ("front", "back"), ("feet", "head"))
 _COLOURS = (
-    "A switch shows what moved the logit, by integrated gradients: orange voxels raised it above that of "
+    "Colours show what moved the logit, by integrated gradients: orange voxels raised it above that of "
     "plain lung, blue ones lowered it, the stronger the colour the more. They tell what the model looked at, "
     "not whether it is right."
 )
@@ -75,7 +75,7 @@ def scan_page(folder: Path, cubes: Cubes) -> Page:
                 probability(found[0]["probability"] if found else None),
                 "of all findings",
             ),
-            ("Slices", f"{grid.shape_zyx[0]:,}", f"voxels of {x_mm} × {y_mm} × {z_mm} mm"),
+            ("Slices", f"{grid.shape_zyx[0]:,}", f"voxels of {x_mm} × {y_mm} × {z_mm}\N{NO-BREAK SPACE}mm"),
         ],
         sections=[*sections, _made_by(about)],
     )
@@ -197,7 +197,7 @@ def _ends(grid: Grid) -> tuple[str, str]:
 def _others(others: Sequence[Finding], marked_among: int, grid: Grid) -> Section:
     text = "Below the threshold, the most probable first."
     if marked_among > 0:
-        text = f"The first {plural(marked_among, 'one')} of them are marked, too."
+        text = f"The first {marked_among:,} of them {'is' if marked_among == 1 else 'are'} marked, too."
     if len(others) > MOST_ROWS:
         text += f" The first {MOST_ROWS} of {len(others):,}; {FINDINGS} has all."
     table = _table("Other findings", others[:MOST_ROWS], grid)
