@@ -90,8 +90,8 @@ def check(card: Mapping[str, Any], what: str) -> Card:
     if card.get("format") != FORMAT:
         received = printable(str(card.get("format"))[:20])
         raise InputError(
-            f"{what} has bundle format {received}; this version reads {FORMAT}. Use the luna_cls that made it, "
-            "or a newer one."
+            f"{what} has bundle format {received}; this version reads {FORMAT}. Use the luna_cls that made "
+            "it, or a newer one."
         )
     try:
         checked = Card.model_validate(card)
