@@ -722,8 +722,7 @@ def export(
     if to == "bundle":
         from luna_cls.inference.bundle import write_bundle
 
-        stated = {} if licence is None else {"licence": licence}
-        _print_path(write_bundle(model, out, name=name, force=force, **stated))
+        _print_path(write_bundle(model, out, name=name, licence=licence, force=force))
         return DONE
     if name is not None or licence is not None:
         raise InputError(f"--name and --licence are for bundles. Received: --format {to}.")

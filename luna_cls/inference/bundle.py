@@ -125,7 +125,7 @@ def write_bundle(
     out: Path,
     *,
     name: str | None = None,
-    licence: str = NO_LICENCE,
+    licence: str | None = None,
     force: bool = False,
     facts: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -135,7 +135,7 @@ def write_bundle(
         run: The folder that `luna-cls train` has made, perhaps calibrated.
         out: The folder to make; or, if it ends in `.zip`, the file.
         name: What the model is called; None for the name of the run's folder.
-        licence: Under which others may use it.
+        licence: Under which others may use it; None if that is not stated.
         force: Replace an earlier bundle.
         facts: More for the card, or what takes the place of its entries.
 
@@ -154,7 +154,8 @@ def write_bundle(
     else:
         require_new(out, force=force, sign=CARD, inputs=[run])
     model = ModelFile.read(run / MODEL)
-    card = {**model_card.of_run(run, model, name or run.resolve().name, licence), **(facts or {})}
+    card = {**model_card.of_run(run, model, name or run.resolve().name, licence or NO_LICENCE)}
+    card |= facts or {}
     model_card.check(card, str(out))
     points = run / OPERATING_POINTS
     with TemporaryDirectory() as temporary:
