@@ -14,9 +14,20 @@ _NEAREST = 1e-6  # to 0 and to 1: digits beyond that say nothing
 
 
 class Uid(str):
-    """A series UID in a table of many: its end is shown, the whole where it is pointed at."""
+    """A series UID in a table of many: its end is shown, the whole where it is pointed at.
 
-    __slots__ = ()
+    Args:
+        uid: The whole.
+        page: The scan's own page, from here; empty if it has none.
+    """
+
+    page: str
+
+    def __new__(cls, uid: str, page: str = "") -> Uid:
+        """A string that knows of a page."""
+        made = super().__new__(cls, uid)
+        made.page = page
+        return made
 
 
 @dataclass(frozen=True)

@@ -161,9 +161,11 @@ def _described(svg: str, alternative: str) -> Markup:
 
 def _cell(words: str) -> Markup | str:
     """A cell of a table."""
-    if not isinstance(words, Uid) or len(words) <= 2 * UID_END:
+    if not isinstance(words, Uid):
         return words
-    return Markup('<span title="{}">…{}</span>').format(words, words[-UID_END:])
+    short = len(words) <= 2 * UID_END
+    shown = escape(words) if short else Markup('<span title="{}">…{}</span>').format(words, words[-UID_END:])
+    return Markup('<a href="{}">{}</a>').format(words.page, shown) if words.page else shown
 
 
 def _with_commands(words: str) -> Markup:

@@ -8,6 +8,7 @@ import pandas as pd
 
 from luna_cls.errors import InputError
 from luna_cls.files import POINT_COLUMNS
+from luna_cls.inference.prediction_folder import PredictionFolder
 from luna_cls.reports import figures
 from luna_cls.reports.blocks import Page, Section, Table, Uid, plural, probability
 from luna_cls.reports.calibration_sections import METHODS
@@ -63,7 +64,7 @@ def prediction_page(folder: Path, cubes: Cubes) -> Page:
         warnings=_warnings(failures, unread),
         sections=[
             most_probable(findings, cubes, MOST_FINDINGS),
-            _by_scan(uids, findings, likely),
+            _by_scan(folder, uids, findings, likely),
             Section(
                 "probabilities",
                 "All probabilities",
@@ -121,13 +122,13 @@ def _warnings(failures: pd.DataFrame, unread: int) -> list[str]:
     return warnings
 
 
-def _by_scan(uids: list[str], findings: pd.DataFrame, likely: pd.DataFrame) -> Section:
+def _by_scan(folder: Path, uids: list[str], findings: pd.DataFrame, likely: pd.DataFrame) -> Section:
     scored, highest = (findings.groupby("seriesuid")["probability"].agg(how) for how in ("size", "max"))
     places = likely.groupby("seriesuid").size()
     order = sorted(uids, key=lambda uid: -highest.get(uid, -1.0))
     rows = [
         (
-            Uid(uid),
+            Uid(uid, _own_page(folder, uid)),
             f"{places.get(uid, 0):,}" if uid in highest else "–",
             probability(highest.get(uid)),
             f"{scored.get(uid, 0):,}",
@@ -135,10 +136,17 @@ def _by_scan(uids: list[str], findings: pd.DataFrame, likely: pd.DataFrame) -> S
         for uid in order[:MOST_ROWS]
     ]
     text = "The scan with the most probable finding first."
+    if any(row[0].page for row in rows):
+        text += " Each leads to its own page."
     if len(order) > MOST_ROWS:
         text += f" The first {MOST_ROWS} of {len(order):,}; findings.csv has all."
     columns = ("Scan", "Places from 1/2", "Highest probability", "Candidates scored")
     return Section("scans", "By scan", (text,), [Table("Findings of each scan", columns, rows)])
+
+
+def _own_page(folder: Path, uid: str) -> str:
+    page = PredictionFolder(folder).of_scan(uid) / "report.html"
+    return page.relative_to(folder).as_posix() if page.is_file() else ""
 
 
 def _failures(failures: pd.DataFrame, unread: int) -> Section:
