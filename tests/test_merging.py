@@ -125,11 +125,7 @@ def test_the_order_of_the_rows_does_not_matter(drawn):
 @settings(max_examples=30, deadline=None)
 @given(_scans)
 def test_no_distance_changes_nothing_but_the_column(drawn):
-<<<<<<< HEAD
-    """Within 0 mm every finding is its own, to the last bit and in its order, at one place, too."""
-=======
     """Within 0 mm every finding is its own, to the last bit and in its order, even two at one place."""
->>>>>>> pages
     seed, count, _, levels = drawn
     table = _random(seed, count, levels)
     table = pd.concat([table, table]).sort_values("logit", ascending=False, kind="stable", ignore_index=True)
