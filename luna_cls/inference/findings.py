@@ -11,7 +11,8 @@ import pandas as pd
 from luna_cls.scans.grid import Grid
 from luna_cls.scans.volume import ScanSource
 
-MARKED = "marked"  # column: whether a finding is shown to a reader, in viewers and on pages
+# Columns: whether a finding is shown to a reader; its size; how many findings it was made from.
+MARKED, DIAMETER, MERGED = "marked", "diameter_mm", "merged"
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,11 +22,12 @@ class ScanFindings:
     Args:
         source: The scan's files and its series UID.
         grid: Where its voxels are.
-        table: `seriesuid, coordX, coordY, coordZ, probability, logit, marked`, perhaps `class` and
-            `diameter_mm`; world mm, LPS; the most probable first. Formats for viewers show what is marked:
-            what reaches the threshold, at most so many a scan.
+        table: `seriesuid, coordX, coordY, coordZ, probability, logit, marked`, perhaps `class`,
+            `diameter_mm` and `merged`; world mm, LPS; the most probable first. Formats for viewers show what
+            is marked: what reaches the threshold, at most so many a scan.
         about: What `prediction.json` says: `luna_cls` (version), `models` (of each `name`, `sha256`,
-            `calibration`), `threshold` (a probability), `begun` (UTC, as 2026-11-22T03:00:00+00:00).
+            `calibration`), `threshold` (a probability) and, for the format "sr" alone, `begun` (UTC, as
+            2026-11-22T03:00:00+00:00).
     """
 
     source: ScanSource
@@ -37,3 +39,8 @@ class ScanFindings:
     def marked(self) -> pd.DataFrame:
         """The findings to be shown, the most probable first; the index tells their rank, from 0."""
         return self.table[self.table[MARKED]]
+
+
+def saliency_name(rank: int) -> str:
+    """What the map that explains a finding is called; ranks count from 1."""
+    return f"saliency_{rank}.nii.gz"

@@ -9,8 +9,7 @@ from scipy.spatial import cKDTree
 
 from luna_cls.errors import InputError
 from luna_cls.files import COORDINATES
-
-MERGED = "merged"  # column: how many findings a finding was made from
+from luna_cls.inference.findings import MERGED
 
 
 def merge(table: pd.DataFrame, within_mm: float) -> pd.DataFrame:

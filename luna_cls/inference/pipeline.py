@@ -20,7 +20,7 @@ from luna_cls.errors import InputError
 from luna_cls.files import COORDINATES, POINT_COLUMNS, write_csv
 from luna_cls.inference import exports
 from luna_cls.inference.diameters import estimate_diameters_mm
-from luna_cls.inference.findings import MARKED, ScanFindings
+from luna_cls.inference.findings import DIAMETER, MARKED, ScanFindings, saliency_name
 from luna_cls.inference.merging import merge
 from luna_cls.inference.options import PAGE, Options
 from luna_cls.inference.prediction_folder import FINDINGS, Failure, Made, Outcome, PredictionFolder
@@ -36,7 +36,6 @@ BATCH_SIZE = 128
 MAX_READERS = 4  # scans read at a time, some 0.3 GB each
 MOST_WAITING = 64  # scans that wait for a batch to fill; as many as there are readers, if with their voxels
 EXPORT = "export"  # status of a failure, beside those of a store
-DIAMETER = "diameter_mm"
 
 Cubes = NDArray[np.int16]  # (n, z, y, x), HU
 WritePage = Callable[[Path, CTVolume], Any]
@@ -236,4 +235,4 @@ def _explain(score: Scorer, volume: CTVolume, chosen: pd.DataFrame, folder: Path
     places = chosen[COORDINATES].to_numpy()
     maps = score.explain(cut_cubes(volume, places, score.spec))
     for rank, (place, values) in enumerate(zip(places, maps, strict=True), 1):
-        write_saliency(folder / f"saliency_{rank}.nii.gz", values, place, score.spec.spacing_mm)
+        write_saliency(folder / saliency_name(rank), values, place, score.spec.spacing_mm)

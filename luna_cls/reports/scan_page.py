@@ -13,6 +13,7 @@ from scipy import ndimage
 
 from luna_cls.errors import InputError
 from luna_cls.files import COORDINATES
+from luna_cls.inference.findings import saliency_name
 from luna_cls.reports.blocks import Card, Cards, Page, Section, Table, number, plural, probability
 from luna_cls.reports.calibration_sections import METHODS
 from luna_cls.reports.candidates import AXES, PICTURES_HINT, how_to_look
@@ -148,7 +149,7 @@ def _cards(folder: Path, shown: Sequence[Finding], grid: Grid, cubes: Cubes) -> 
             ("Slice", _slice_in_words(finding["voxel_zyx"], grid)),
         ]
         heading = f"{finding['rank']}. probability {probability(finding['probability'])}"
-        path = folder / f"saliency_{finding['rank']}.nii.gz"
+        path = folder / saliency_name(finding["rank"])
         explanation = _map_around(path, finding, cube) if path.is_file() else None
         made.append(card(heading, facts, cube, explanation))
     return made

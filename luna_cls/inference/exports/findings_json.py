@@ -46,7 +46,7 @@ def schema() -> dict[str, Any]:
 
 
 def _entry(finding: Finding) -> dict[str, Any]:
-    known = {"class": finding.label, "diameter_mm": finding.diameter_mm}
+    known = {"class": finding.label, "diameter_mm": finding.diameter_mm, "merged": finding.merged}
     return {
         "rank": finding.rank,
         "position_xyz_mm": finding.position_xyz_mm,

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from luna_cls.files import COORDINATES
-from luna_cls.inference.findings import MARKED, ScanFindings
+from luna_cls.inference.findings import DIAMETER, MARKED, MERGED, ScanFindings
 
 RESEARCH_ONLY = "For research, not for diagnosis."
 
@@ -25,6 +25,7 @@ class Finding(NamedTuple):
         is_marked: Whether viewers show it.
         label: 1 if it is known to be a nodule, 0 if known not to be, else None.
         diameter_mm: None if not known.
+        merged: How many findings it was made from; None if findings were not merged.
     """
 
     rank: int
@@ -35,6 +36,7 @@ class Finding(NamedTuple):
     is_marked: bool
     label: int | None
     diameter_mm: float | None
+    merged: int | None
 
 
 def ranked(findings: ScanFindings, *, only_marked: bool = False) -> list[Finding]:
@@ -48,7 +50,7 @@ def ranked(findings: ScanFindings, *, only_marked: bool = False) -> list[Finding
     positions_xyz_mm = table[COORDINATES].to_numpy(float).reshape(-1, 3)
     last_zyx = np.array(findings.grid.shape_zyx) - 1
     voxels_zyx = np.clip(np.rint(findings.grid.to_voxel_zyx(positions_xyz_mm)), 0, last_zyx).astype(int)
-    labels, diameters_mm = _known(table, "class"), _known(table, "diameter_mm")
+    labels, diameters_mm, merged = (_known(table, name) for name in ("class", DIAMETER, MERGED))
     return [
         Finding(
             int(row) + 1,
@@ -59,8 +61,9 @@ def ranked(findings: ScanFindings, *, only_marked: bool = False) -> list[Finding
             bool(marked),
             None if label is None else int(label),
             diameter_mm,
+            None if members is None else int(members),
         )
-        for row, (x, y, z), voxel, probability, logit, marked, label, diameter_mm in zip(
+        for row, (x, y, z), voxel, probability, logit, marked, label, diameter_mm, members in zip(
             table.index,
             positions_xyz_mm,
             voxels_zyx,
@@ -69,6 +72,7 @@ def ranked(findings: ScanFindings, *, only_marked: bool = False) -> list[Finding
             table[MARKED],
             labels,
             diameters_mm,
+            merged,
             strict=True,
         )
     ]
