@@ -10,7 +10,7 @@ import SimpleITK as sitk
 
 from luna_cls.inference.options import Options
 from luna_cls.inference.predictor import predict
-from luna_cls.reports.page import write_scan_report
+from luna_cls.reports.page import write_report, write_scan_report
 from luna_cls.scans.phantom import Acquisition, write_phantom
 
 ALL = ("json", "slicer", "nifti", "sr", "html")
@@ -120,3 +120,14 @@ def test_a_dicom_series_gives_the_findings_of_its_copy(real_data, tmp_path):
     assert series.failures.empty
     assert (tmp_path / "series" / "scans" / uid / "findings.dcm").is_file()
     assert not (tmp_path / "copy" / "scans" / uid / "findings.dcm").exists()
+
+
+@pytest.mark.slow
+def test_the_page_of_all_scans_leads_to_that_of_each(read):
+    """The row of the scan is a link to the page in its own folder."""
+    made, folder = read
+
+    page = write_report(made.path).read_text()
+
+    assert f'<a href="scans/{folder.name}/report.html">' in page
+    assert "Each leads to its own page." in page

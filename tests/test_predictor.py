@@ -9,7 +9,9 @@ import pandas as pd
 import pytest
 import SimpleITK as sitk
 from test_store_on_a_cluster import _cluster
+from typer.testing import CliRunner
 
+from luna_cls.cli import app
 from luna_cls.cubes.preparation import prepare
 from luna_cls.cubes.store import CubeStore
 from luna_cls.errors import InputError
@@ -546,3 +548,46 @@ def test_a_cluster_gives_the_same_findings(predicted, run, small_tree, tmp_path)
     for path in predicted[1].rglob("*"):
         if path.is_file():
             assert (tmp_path / "out" / path.relative_to(predicted[1])).read_bytes() == path.read_bytes()
+
+
+def test_a_bundle_of_a_run_predicts_as_the_run_does(predicted, run, small_tree, tmp_path):
+    """Exported by the command line to a zip and read from there: the same findings, to the last bit."""
+    done = CliRunner().invoke(app, ["export", str(run), "--out", str(tmp_path / "b.zip"), "--name", "tiny"])
+
+    made = predict(tmp_path / "b.zip", [small_tree], small_tree / "candidates_V2.csv", tmp_path / "out")
+
+    assert done.exit_code == 0, done.output
+    assert done.stdout == f"{tmp_path / 'b.zip'}\n"
+    pd.testing.assert_frame_equal(made.findings, predicted[0].findings)
+    assert json.loads((tmp_path / "out" / "prediction.json").read_text())["model"] == "tiny"
+
+
+@pytest.mark.slow
+def test_a_run_is_exported_to_onnx_by_the_command_line(run, tmp_path):
+    """The largest difference from Keras is told, the path is printed, and the model is there."""
+    done = CliRunner().invoke(app, ["export", str(run), "--out", str(tmp_path / "onnx"), "--format", "onnx"])
+
+    assert done.exit_code == 0, done.output
+    assert done.stdout == f"{tmp_path / 'onnx'}\n"
+    assert "Logits differ from Keras' by" in done.stderr
+    assert list(tmp_path.glob("onnx/*.onnx"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["gone", "--out", "new"], "No run at gone"),
+        (["gone", "--out", "new", "--format", "onnx"], "No model at gone"),
+        (["gone", "--out", "new", "--format", "onnx", "--name", "x"], "--name and --licence are for bundles"),
+    ],
+)
+def test_a_wrong_export_is_one_line(tmp_path, monkeypatch, arguments, words):
+    """With status 1, and nothing is made."""
+    monkeypatch.chdir(tmp_path)
+
+    done = CliRunner().invoke(app, ["export", *arguments])
+
+    assert done.exit_code == 1
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
