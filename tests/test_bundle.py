@@ -5,9 +5,9 @@ import pickle
 import shutil
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
+import archives
 import keras
 import numpy as np
 import pandas as pd
@@ -67,21 +67,6 @@ def finished(model, tmp_path_factory):
 def run(finished, tmp_path):
     """A copy of it."""
     return shutil.copytree(finished, tmp_path / "tiny")
-
-
-def _entries(path):
-    with zipfile.ZipFile(path) as archive:
-        return {name: archive.read(name) for name in archive.namelist()}
-
-
-def _write(path, entries):
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in entries.items():
-            archive.writestr(name, content)
-
-
-def _files(folder):
-    return sorted(str(path) for path in folder.rglob("*"))
 
 
 # What a bundle tells
@@ -232,7 +217,7 @@ def test_an_earlier_bundle_is_kept_unless_forced(finished, tmp_path, name):
 
     assert open_bundles(out)[0].name == "second"
     other = tmp_path / f"other-{name}"
-    _write(other, {"thesis.tex": b""}) if other.suffix else (other / "thesis").mkdir(parents=True)
+    archives.write(other, {"thesis.tex": b""}) if other.suffix else (other / "thesis").mkdir(parents=True)
     with pytest.raises(InputError, match="is not replaced, even by --force"):
         write_bundle(finished, other, force=True)
 
@@ -356,11 +341,11 @@ def _other_model(entries):
 )
 def test_a_bundle_that_was_tampered_with_is_refused(finished, tmp_path, tamper, message, is_zip):
     """With the reason, in one line."""
-    entries = _entries(write_bundle(finished, tmp_path / "made.zip"))
+    entries = archives.entries(write_bundle(finished, tmp_path / "made.zip"))
     tamper(entries)
     path = tmp_path / ("tampered.zip" if is_zip else "tampered")
     if is_zip:
-        _write(path, entries)
+        archives.write(path, entries)
     else:
         path.mkdir()
         for name, content in entries.items():
@@ -380,11 +365,11 @@ def test_a_model_exchanged_after_it_was_opened_is_not_loaded(finished, tmp_path,
     keras.utils.set_random_seed(1)
     models.save(models.get("seed_cnn", **TINY), finished.parent / "other.keras")
     entries = {
-        **(_entries(out) if out.is_file() else {}),
+        **(archives.entries(out) if out.is_file() else {}),
         "model.keras": (finished.parent / "other.keras").read_bytes(),
     }
     if out.is_file():
-        _write(out, entries)
+        archives.write(out, entries)
     else:
         (out / "model.keras").write_bytes(entries["model.keras"])
 
@@ -406,14 +391,14 @@ def test_a_model_that_gives_two_numbers_is_not_loaded(tmp_path):
 def test_a_hostile_bundle_writes_nothing_outside(finished, tmp_path, monkeypatch):
     """A zip bundle with a path out of it is refused, and no file is there that was not."""
     monkeypatch.chdir(tmp_path)
-    entries = _entries(write_bundle(finished, tmp_path / "made.zip"))
-    _write(tmp_path / "made.zip", {**entries, "../../evil": b"evil"})
-    before = _files(tmp_path.parent)
+    entries = archives.entries(write_bundle(finished, tmp_path / "made.zip"))
+    archives.write(tmp_path / "made.zip", {**entries, "../../evil": b"evil"})
+    before = archives.files(tmp_path.parent)
 
     with pytest.raises(InputError, match=r"holds '\.\./\.\./evil', which has no place in it"):
         open_bundles(tmp_path / "made.zip")
 
-    assert _files(tmp_path.parent) == before
+    assert archives.files(tmp_path.parent) == before
 
 
 def test_half_a_bundle_is_refused(finished, tmp_path):

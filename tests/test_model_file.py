@@ -6,6 +6,7 @@ import pickle
 import zipfile
 from pathlib import Path
 
+import archives
 import h5py
 import keras
 import numpy as np
@@ -23,21 +24,6 @@ def model(tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "model.keras"
     models.save(models.get("seed_cnn", size_vox=8, filters=(3, 5), dense_units=7), path)
     return path
-
-
-def _entries(path):
-    with zipfile.ZipFile(path) as archive:
-        return {name: archive.read(name) for name in archive.namelist()}
-
-
-def _write(path, entries):
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in entries.items():
-            archive.writestr(name, content)
-
-
-def _files(folder):
-    return sorted(str(path) for path in folder.rglob("*"))
 
 
 # Model files that were made to do harm
@@ -91,7 +77,7 @@ def _lambda(entries):
     touching = keras.layers.Lambda(lambda x: (__import__("pathlib").Path("executed").touch(), x)[1])
     buffer = Path("lambda.keras")
     keras.Model(inputs, touching(inputs)).save(buffer)
-    entries.update(_entries(buffer))
+    entries.update(archives.entries(buffer))
     buffer.unlink()
     Path(MARKER).unlink()  # saving a model builds it, which calls the lambda
 
@@ -216,27 +202,27 @@ HOSTILE = {
 def test_a_hostile_model_is_refused_and_nothing_of_it_runs(model, tmp_path, monkeypatch, tamper, message):
     """By open_bundles and by models.load, in one line; no file appears, none is changed."""
     monkeypatch.chdir(tmp_path)
-    entries = _entries(model)
+    entries = archives.entries(model)
     tamper(entries)
     hostile = tmp_path / "hostile.keras"
-    _write(hostile, entries)
-    before = _files(tmp_path)
+    archives.write(hostile, entries)
+    before = archives.files(tmp_path)
 
     for opened in (open_bundles, models.load):
         with pytest.raises(InputError, match=message) as refusal:
             opened(hostile)
         assert str(refusal.value).isprintable()
 
-    assert _files(tmp_path) == before == [str(hostile)]
+    assert archives.files(tmp_path) == before == [str(hostile)]
 
 
 @pytest.mark.parametrize("name", ["Lambda", "os.system", "exec", "function of os"])
 def test_keras_would_refuse_them_too(model, tmp_path, monkeypatch, name):
     """Were the file not looked through, Keras' safe mode would stand between it and the machine."""
     monkeypatch.chdir(tmp_path)
-    entries = _entries(model)
+    entries = archives.entries(model)
     HOSTILE[name][0](entries)
-    _write(tmp_path / "hostile.keras", entries)
+    archives.write(tmp_path / "hostile.keras", entries)
     unchecked = ModelFile((tmp_path / "hostile.keras").read_bytes(), "hostile", {}, "3")
 
     with pytest.raises(InputError, match="hostile cannot be loaded as a Keras model"):

@@ -22,7 +22,8 @@ from luna_cls.cubes.store import WINDOW_HU
 from luna_cls.errors import InputError
 from luna_cls.files import require_new, sha256, whole_folder, write_json
 from luna_cls.inference.bundle import Bundle
-from luna_cls.inference.model_card import CARD, FORMAT, RESEARCH_ONLY
+from luna_cls.inference.findings import RESEARCH_ONLY
+from luna_cls.inference.model_card import CARD, FORMAT
 from luna_cls.scans.volume import AIR_HU
 
 if TYPE_CHECKING:

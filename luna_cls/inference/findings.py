@@ -11,6 +11,8 @@ import pandas as pd
 from luna_cls.scans.grid import Grid
 from luna_cls.scans.volume import ScanSource
 
+RESEARCH_ONLY = "For research, not for diagnosis."
+
 # Columns: whether a finding is shown to a reader; its size; how many findings it was made from.
 MARKED, DIAMETER, MERGED = "marked", "diameter_mm", "merged"
 

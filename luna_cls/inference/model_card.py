@@ -17,6 +17,7 @@ from luna_cls.cubes.cutting import CubeSpec
 from luna_cls.cubes.store import WINDOW_HU
 from luna_cls.errors import InputError
 from luna_cls.files import read_csv, sha256
+from luna_cls.inference.findings import RESEARCH_ONLY
 from luna_cls.judging import calibrated_run, operating_points
 from luna_cls.judging.calibrated_run import MODEL, OPERATING_POINTS, VALIDATION, Calibration
 from luna_cls.learning.model_file import (
@@ -32,7 +33,6 @@ from luna_cls.settings import load_settings
 FORMAT = 1
 CARD = "bundle.json"
 SETTINGS, ENVIRONMENT, METRICS = "settings.toml", "environment.json", "metrics.json"
-RESEARCH_ONLY = "For research, not for diagnosis."
 NO_LICENCE = "Not stated: ask whoever made it."
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._ +-]{0,79}"

@@ -24,8 +24,8 @@ from pydicom.valuerep import DT
 
 from luna_cls.errors import InputError
 from luna_cls.files import written_whole
-from luna_cls.inference.exports.ranked import RESEARCH_ONLY, Finding, ranked
-from luna_cls.inference.findings import ScanFindings
+from luna_cls.inference.exports.ranked import Finding, ranked
+from luna_cls.inference.findings import RESEARCH_ONLY, ScanFindings
 from luna_cls.scans.volume import files_of
 
 FILE = "findings.dcm"

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from luna_cls.files import written_whole
-from luna_cls.inference.exports.ranked import RESEARCH_ONLY, Finding, ranked
-from luna_cls.inference.findings import ScanFindings
+from luna_cls.inference.exports.ranked import Finding, ranked
+from luna_cls.inference.findings import RESEARCH_ONLY, ScanFindings
 from luna_cls.scans.grid import Grid
 from luna_cls.scans.readers.nifti import header_of
 

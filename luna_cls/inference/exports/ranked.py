@@ -10,8 +10,6 @@ import pandas as pd
 from luna_cls.files import COORDINATES
 from luna_cls.inference.findings import DIAMETER, MARKED, MERGED, ScanFindings
 
-RESEARCH_ONLY = "For research, not for diagnosis."
-
 
 class Finding(NamedTuple):
     """One finding.

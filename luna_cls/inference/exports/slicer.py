@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from luna_cls.files import write_json
-from luna_cls.inference.exports.ranked import RESEARCH_ONLY, Finding, ranked
-from luna_cls.inference.findings import ScanFindings
+from luna_cls.inference.exports.ranked import Finding, ranked
+from luna_cls.inference.findings import RESEARCH_ONLY, ScanFindings
 
 FILE = "findings.mrk.json"
 SCHEMA = (
