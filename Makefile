@@ -1,6 +1,6 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Each makes .venv and installs what it needs;
 # `make test` makes .venv-jax too, and `make test-torch` .venv-torch, where there is no TensorFlow.
-# `make peers` makes .venv-peers, for benchmarks against other tools.
+# `make peers` and `make openvino` make .venv-peers and .venv-openvino, for benchmarks against other tools.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -13,12 +13,13 @@ BACKEND_NEEDS := 'keras >= 3.15.1' numpy scipy pandas scikit-learn SimpleITK nib
 jax_NEEDS := 'jax >= 0.5'
 torch_NEEDS := 'torch == 2.13.0'
 peers_NEEDS := $(torch_NEEDS) 'torchio == 1.2.1' 'monai[itk] == 1.6.1'
+openvino_NEEDS := 'openvino == 2026.4.1'
 
 # The model that ships: trained on phantom scans alone. REAL=FOLDER, a LUNA16 tree, adds its scores to the card.
 MODEL := runs/model
 CLI := $(BIN)/luna-cls
 
-.PHONY: demo test test-jax test-torch peers model lint clean
+.PHONY: demo test test-jax test-torch peers openvino model lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/luna-cls demo --out runs/demo --force
@@ -35,7 +36,7 @@ test: $(VENV)/installed-dev
 test-jax test-torch: test-%: .venv-%/installed
 	KERAS_BACKEND=$* .venv-$*/bin/$(PYTEST) $(BACKEND_TESTS)
 
-peers: .venv-peers/installed
+peers openvino: %: .venv-%/installed
 
 model: $(VENV)/installed
 	$(CLI) phantom $(MODEL)/phantom --scans 140 --seed 300 --nodules 14 --imbalance 20 --force
@@ -54,7 +55,7 @@ lint: $(VENV)/installed-dev
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf $(VENV) .venv-jax .venv-torch .venv-peers build dist *.egg-info .coverage .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-jax .venv-torch .venv-peers .venv-openvino build dist *.egg-info .coverage .pytest_cache .mypy_cache .ruff_cache
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -67,7 +68,7 @@ $(VENV)/installed-dev: setup.cfg pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
-.venv-jax/installed .venv-torch/installed .venv-peers/installed: .venv-%/installed: setup.cfg Makefile
+.venv-jax/installed .venv-torch/installed .venv-peers/installed .venv-openvino/installed: .venv-%/installed: setup.cfg Makefile
 	$(PYTHON) -m venv .venv-$*
 	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check $(BACKEND_NEEDS) $($*_NEEDS)
 	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .

@@ -1,0 +1,292 @@
+"""How fast the seed CNN reads cubes on the processor: luna_cls, stock inference of Keras, PyTorch, OpenVINO.
+
+make test-torch openvino
+python benchmarks/predict.py [--rounds 7] [--seconds 2] [--batches 16 64 128] [--only luna_cls Keras]
+
+Filters 16-32-64-128, 512 dense units, cubes of 31 voxels, random weights. Each contender is a process of its
+own, on all cores. All stay alive; one computes at a time:
+
+- luna_cls: `luna_cls.inference.folding.fast` of the model as `learning.models.load` gives it, bfloat16 where
+  it is native, from int16 HU in NumPy to logits in NumPy.
+- Keras: `predict_on_batch` of the same model, its fused batch normalisation included.
+- PyTorch: the same layers in inference, from cubes in [0, 1] that are there already, in their format:
+  bfloat16 throughout and autocast; contiguous and channels_last_3d; with batch normalisation and without any,
+  as if folding it cost nothing; eager, through torch.compile, and so with frozen weights.
+- OpenVINO: the same model, exported as a SavedModel in float32; bfloat16, hints LATENCY and THROUGHPUT.
+
+First every variant has one turn. The fastest of luna_cls and of Keras, and the two fastest of the others,
+then go into rounds of turns. Prints medians over the rounds: cubes/s, microseconds of processor time a cube
+on all cores together; and how many times as fast luna_cls is, the median of the ratios within a round. A
+machine that others use too slows all alike; processor time tells more then. Without a Python that has PyTorch
+or OpenVINO, it goes on without.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FINALISTS = {"luna_cls": 1, "Keras": 1, "PyTorch": 2, "OpenVINO": 2}
+FILTERS, DENSE_UNITS, SIZE_VOX = (16, 32, 64, 128), 512, 31
+
+Turn = dict[str, float]  # seconds and core_seconds a cube
+Run = Callable[[], int]  # reads one batch or several; returns how many cubes
+
+
+def main() -> None:
+    """Measures and prints; with --serve, is one of the processes that take turns."""
+    options = _options()
+    if options.serve:
+        _serve(options)
+    else:
+        print_throughput(options)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of a turn")
+    parser.add_argument("--batches", type=int, nargs="+", default=(16, 64, 128))
+    parser.add_argument("--torch-python", default=".venv-torch/bin/python")
+    parser.add_argument("--openvino-python", default=".venv-openvino/bin/python")
+    parser.add_argument("--only", nargs="+", choices=FINALISTS, default=tuple(FINALISTS))
+    parser.add_argument("--match", default="", help="of PyTorch, only variants with this in their name")
+    parser.add_argument("--serve", choices=FINALISTS, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+# Throughput of the network.
+
+
+def print_throughput(options: argparse.Namespace) -> None:
+    """Cubes a second of every contender."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        options.folder = Path(folder)
+        subprocess.run([sys.executable, "-c", _EXPORT, folder], check=True, env=_environment())
+        print(f"{len(os.sched_getaffinity(0))} cores; a turn of each, cubes/s:")
+        take_turn, finalists = {}, []
+        for contender in options.only:
+            heats = {}
+            for name, turn in stack.enter_context(_process(contender, options)).items():
+                if contender == "PyTorch" and options.match not in name:
+                    continue
+                take_turn[name], heats[name] = turn, turn(0.0)
+                print(f"{name:66} {1 / heats[name]['seconds']:8.1f}", flush=True)
+            finalists += sorted(heats, key=lambda name: heats[name]["seconds"])[: FINALISTS[contender]]
+        rounds = [
+            {name: take_turn[name](options.seconds) for name in finalists} for _ in range(options.rounds)
+        ]
+    print(f"\nmedians of {options.rounds} rounds:")
+    print(f"{'':66} {'cubes/s':>8} {'core-µs':>8} {'luna_cls is':>12} {'in core-µs':>12}")
+    for name in finalists:
+        line = f"{name:66} {1 / _median(rounds, name, 'seconds'):8.1f}"
+        line += f" {1e6 * _median(rounds, name, 'core_seconds'):8.0f}"
+        for what in ("seconds", "core_seconds"):
+            ratio = statistics.median(turns[name][what] / turns[finalists[0]][what] for turns in rounds)
+            line += f" {ratio:6.2f} times"
+        print(line)
+
+
+def _median(rounds: list[dict[str, Turn]], name: str, what: str) -> float:
+    return statistics.median(turns[name][what] for turns in rounds)
+
+
+_EXPORT = """
+import pathlib, sys
+import numpy as np, keras
+from luna_cls.learning import models, precision
+folder = pathlib.Path(sys.argv[1])
+generator, weights = np.random.default_rng(0), None
+for policy in ("float32", precision.set_policy("auto")):
+    keras.config.set_dtype_policy(policy)
+    net = models.seed_cnn()
+    weights = weights or [  # as training leaves them: no bias is zero, and TensorFlow leaves out zeros
+        array + generator.uniform(0.01, 0.1, array.shape) for array in net.get_weights()
+    ]
+    net.set_weights(weights)
+    if policy == "float32":
+        net.export(folder / "saved_model", verbose=False)
+    models.save(net, folder / "model.keras")
+"""
+
+
+# The processes that take turns.
+
+
+def _environment() -> dict[str, str]:
+    return {"TF_CPP_MIN_LOG_LEVEL": "2", **os.environ, "KERAS_BACKEND": "tensorflow"}
+
+
+@contextlib.contextmanager
+def _process(contender: str, options: argparse.Namespace) -> Iterator[dict[str, Callable[[float], Turn]]]:
+    """A process for a contender: its variants, each a function that asks for a turn of so many seconds."""
+    pythons = {"PyTorch": options.torch_python, "OpenVINO": options.openvino_python}
+    python = pythons.get(contender, sys.executable)
+    if not Path(python).is_file():
+        print(f"No {python}: no {contender}. See the head of {Path(__file__).name}.")
+        yield {}
+        return
+    batches = [str(batch) for batch in options.batches]
+    command = [python, __file__, "--serve", contender, "--folder", options.folder, "--batches", *batches]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=_environment()
+    ) as process:
+        to, from_ = process.stdin, process.stdout
+        assert to is not None
+        assert from_ is not None
+
+        def answer() -> Any:
+            line = from_.readline()
+            if not line:
+                sys.exit(f"The process of {contender} died.")
+            return json.loads(line)
+
+        def turn_of(name: str) -> Callable[[float], Turn]:
+            def turn(seconds: float) -> Turn:
+                print(json.dumps([name, seconds]), file=to, flush=True)
+                return answer()
+
+            return turn
+
+        yield {name: turn_of(name) for name in answer()}
+
+
+def _serve(options: argparse.Namespace) -> None:
+    """Takes the turns it is told to on stdin; answers on stdout, where nothing else may write."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    variants = {"luna_cls": _luna_cls, "Keras": _keras, "PyTorch": _pytorch, "OpenVINO": _openvino}
+    runs = {
+        f"{options.serve}, {name}, batches of {batch}": run
+        for batch in options.batches
+        for name, run in variants[options.serve](batch, options.folder).items()
+    }
+    print(json.dumps(list(runs)), file=answers, flush=True)
+    for line in sys.stdin:
+        name, seconds = json.loads(line)
+        print(json.dumps(_turn(runs[name], seconds)), file=answers, flush=True)
+
+
+def _turn(run: Run, seconds: float) -> Turn:
+    """Batches for so many seconds, and at least some 256 cubes, after one that does not count."""
+    run()
+    start, core_start, cubes = time.perf_counter(), time.process_time(), 0
+    while cubes < 256 or time.perf_counter() - start < seconds:
+        cubes += run()
+    taken, core_taken = time.perf_counter() - start, time.process_time() - core_start
+    return {"seconds": taken / cubes, "core_seconds": core_taken / cubes}
+
+
+def _random_hu(batch: int) -> np.ndarray:
+    shape = (batch, SIZE_VOX, SIZE_VOX, SIZE_VOX, 1)
+    return np.random.default_rng(0).integers(-1000, 400, shape, np.int16)
+
+
+def _luna_cls(batch: int, folder: Path) -> dict[str, Run]:
+    from luna_cls.inference import folding
+    from luna_cls.learning import models
+
+    fast, cubes = folding.fast(models.load(folder / "model.keras")), _random_hu(batch)
+    return {"folded": lambda: len(fast(cubes))}
+
+
+def _keras(batch: int, folder: Path) -> dict[str, Run]:
+    from luna_cls.learning import models
+
+    model, cubes = models.load(folder / "model.keras"), _random_hu(batch)
+    return {"predict_on_batch": lambda: len(model.predict_on_batch(cubes))}
+
+
+def _openvino(batch: int, folder: Path) -> dict[str, Run]:
+    import openvino
+
+    model = openvino.convert_model(folder / "saved_model")
+    model.reshape([batch, SIZE_VOX, SIZE_VOX, SIZE_VOX, 1])
+    cubes, runs = _random_hu(batch), {}
+    for hint in ("LATENCY", "THROUGHPUT"):
+        settings = {"PERFORMANCE_HINT": hint, "INFERENCE_PRECISION_HINT": "bf16"}
+        compiled = openvino.Core().compile_model(model, "CPU", settings)
+        queue = openvino.AsyncInferQueue(compiled)
+        runs[hint] = lambda queue=queue: _through(queue, cubes)
+    return runs
+
+
+def _through(queue: Any, cubes: np.ndarray) -> int:
+    """A batch for every request that OpenVINO wants at a time."""
+    for _ in range(len(queue)):
+        queue.start_async([cubes], share_inputs=True)
+    queue.wait_all()
+    return len(queue) * len(cubes)
+
+
+def _pytorch(batch: int, folder: Path) -> dict[str, Run]:
+    import torch
+
+    del folder
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    runs = {}
+    for layout, is_folded, is_autocast in itertools.product(
+        ("channels_last_3d", "contiguous_format"), (True, False), (False, True)
+    ):
+        memory_format = getattr(torch, layout)
+        dtype = torch.float32 if is_autocast else torch.bfloat16
+        shape = (batch, 1, SIZE_VOX, SIZE_VOX, SIZE_VOX)
+        cubes = torch.rand(shape).to(dtype).to(memory_format=memory_format)
+        for how in ("eager", "compiled", "compiled and frozen"):
+            net = _pytorch_net(is_folded=is_folded).eval().to(dtype).to(memory_format=memory_format)
+            name = ("folded, " if is_folded else "") + ("autocast, " if is_autocast else "bfloat16, ")
+            name += f"{layout.removesuffix('_format')}, {how}"
+            runs[name] = _pytorch_run(net, cubes, how, is_autocast=is_autocast)
+    return runs
+
+
+def _pytorch_run(net: Any, cubes: Any, how: str, *, is_autocast: bool) -> Run:
+    import torch
+
+    forward = None
+
+    def run() -> int:
+        nonlocal forward
+        torch._inductor.config.freezing = how == "compiled and frozen"
+        if forward is None:
+            torch._dynamo.reset()
+            forward = net if how == "eager" else torch.compile(net)
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=is_autocast):
+            forward(cubes)
+        return len(cubes)
+
+    return run
+
+
+def _pytorch_net(*, is_folded: bool) -> Any:
+    from torch import nn
+
+    def normalization(kind: Any, count: int) -> list[Any]:
+        return [] if is_folded else [kind(count, eps=1e-3)]
+
+    layers: list[Any] = []
+    for before, count in itertools.pairwise((1, *FILTERS)):
+        for channels in (before, count):
+            layers += [nn.Conv3d(channels, count, 3, padding=1), nn.ReLU()]
+            layers += normalization(nn.BatchNorm3d, count)
+        layers += [nn.MaxPool3d(2), *normalization(nn.BatchNorm3d, count)]
+    layers += [nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(FILTERS[-1], DENSE_UNITS), nn.ReLU()]
+    return nn.Sequential(*layers, *normalization(nn.BatchNorm1d, DENSE_UNITS), nn.Linear(DENSE_UNITS, 1))
+
+
+if __name__ == "__main__":
+    main()
