@@ -257,14 +257,10 @@ def _pytorch(batch: int, folder: Path) -> dict[str, Run]:
 def _pytorch_run(net: Any, cubes: Any, how: str, *, is_autocast: bool) -> Run:
     import torch
 
-    forward = None
+    torch._dynamo.config.recompile_limit = 1000  # all nets share the code of Sequential
+    forward = net if how == "eager" else torch.compile(net, options={"freezing": "frozen" in how})
 
     def run() -> int:
-        nonlocal forward
-        torch._inductor.config.freezing = how == "compiled and frozen"
-        if forward is None:
-            torch._dynamo.reset()
-            forward = net if how == "eager" else torch.compile(net)
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=is_autocast):
             forward(cubes)
         return len(cubes)
