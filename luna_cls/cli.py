@@ -640,14 +640,14 @@ def predict(
         str | None, typer.Option(help="A Dask scheduler, as tcp://HOST:8786, whose workers read the scans.")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with DIR: scans that are done, and the same, stay.")
+        bool, typer.Option("--resume", help="Go on with OUT: scans that are done, and the same, stay.")
     ] = False,
     force: Force = False,
 ) -> int:
     """Give every candidate in some scans the probability that it is a nodule.
 
-    Each scan has a folder of its own in DIR/scans as soon as it is done. Stopped at
-    any moment, --resume goes on, also with more scans.
+    Each scan has a folder of its own in OUT/scans as soon as it is done.
+    Stopped at any moment, --resume goes on, also with more scans.
     """
     from luna_cls.startup import load_tensorflow_quietly
 
@@ -684,13 +684,17 @@ def predict(
                 on_progress=on_progress,
             )
     except KeyboardInterrupt:
-        if (out / "prediction.json").is_file():
+        if (out / "prediction.json").is_file() and not (out / "findings.csv").is_file():
             _say("The same command with --resume goes on with the scans that are not done yet.")
         raise
     calibrations = sorted({name for name in made.calibrations if name})
     if calibrations:
         _say(f"Calibrated by {', '.join(calibrations)}; --calibration none leaves that off")
-    _say(f"{made.num_findings:,} findings in {made.num_scans:,} scans")
+    if calibrations and None in made.calibrations:
+        _say(
+            "Warning: other models of these are not calibrated; the mean of both kinds of logits means little."
+        )
+    _say(f"{made.num_findings:,} findings in {made.num_scans:,} scans, marked from {made.threshold:.3g}")
     _print_path(out / "findings.csv")
     _add_report(out, scans=scans)
     return _failed(out, len(made.failures))
@@ -765,7 +769,7 @@ def _failed(folder: Path, count: int) -> int:
     if not count:
         return DONE
     failures = folder / "failures.csv"
-    _say(f"luna-cls: {count} scans or candidates could not be used; {failures} says which and why.")
+    _say(f"luna-cls: not all could be used: {failures} says what and why, in {count} lines.")
     return SOME_FAILED
 
 

@@ -22,6 +22,7 @@ from luna_cls.errors import InputError
 
 POINT_COLUMNS = ("seriesuid", "coordX", "coordY", "coordZ")  # LUNA16's own names; mm, LPS
 COORDINATES = list(POINT_COLUMNS[1:])
+PREDICTION = "prediction.json"  # beside findings: which models and calibration made them
 
 _WORDS = {"seriesuid": "be a series UID", "path": "be a path"}  # columns that hold text
 
@@ -137,10 +138,11 @@ def read_series_uids(path: Path) -> list[str]:
     if not path.is_file():
         raise InputError(f"No list of scans at {path}. Give a file with one series UID a line.")
     try:
-        lines = path.read_text(encoding="utf-8-sig").split()  # "sig": spreadsheets begin files with a mark
+        text = path.read_text(encoding="utf-8-sig")  # "sig": spreadsheets begin files with a mark
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is no text: {error}. Give one series UID a line.") from error
-    uids = [uid for uid in (line.strip("\"'") for line in lines) if uid != "seriesuid"]
+    lines = (line.strip().strip("\"'") for line in text.splitlines())
+    uids = [uid for uid in lines if uid not in ("", "seriesuid")]
     if not uids:
         raise InputError(f"{path} lists no scan. Give one series UID a line.")
     cells = next((uid for uid in uids if "," in uid or ";" in uid), None)
@@ -152,6 +154,33 @@ def read_series_uids(path: Path) -> list[str]:
     if times > 1:
         raise InputError(f"{path} lists {uid} {times} times. List every scan once.")
     return uids
+
+
+def files_below(folder: Path, leave_out: str = "") -> list[Path]:
+    """All files in and below a folder, sorted; links to folders are followed, each folder is entered once.
+
+    Args:
+        folder: Where to look.
+        leave_out: Folders that hold a file of this name are passed over.
+
+    Raises:
+        InputError: If a folder may not be entered.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise InputError(
+            f"{error.filename} cannot be searched: {error.strerror}. Mend its rights."
+        ) from error
+
+    found, seen = [], set()
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        true = os.path.realpath(place)
+        if true in seen or (leave_out and leave_out in names):
+            folders.clear()
+            continue
+        seen.add(true)
+        found += [path for path in (Path(place, name) for name in names) if path.is_file()]
+    return sorted(found)
 
 
 def sha256(*paths: Path) -> str:
@@ -258,22 +287,27 @@ def kept_until_done(path: Path, is_of_use: Callable[[], bool] = lambda: False) -
         path: The folder.
         is_of_use: Whether what a failed block leaves is of more use than the earlier folder.
     """
-    aside = path.with_name(f".{path.name}.replaced")
-    clear(aside)
+    kept = aside(path)
+    clear(kept)
     if not path.exists():
         yield
         return
-    path.rename(aside)
+    path.rename(kept)
     try:
         yield
     except BaseException:
         if is_of_use():
-            clear(aside)
+            clear(kept)
             raise
         clear(path)
-        aside.rename(path)
+        kept.rename(path)
         raise
-    clear(aside)
+    clear(kept)
+
+
+def aside(path: Path) -> Path:
+    """Where `kept_until_done` puts an earlier folder."""
+    return path.with_name(f".{path.name}.replaced")
 
 
 def clear(path: Path) -> None:

@@ -10,7 +10,7 @@ import hashlib
 import re
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -61,6 +61,18 @@ class Bundle:
     calibration: Calibration | None = None
     threshold: float | None = None
     card: Mapping[str, Any] = field(default_factory=dict)
+
+    def calibrated_by(self, path: Path) -> Bundle:
+        """The same with the calibration of a file, and the threshold that was chosen after it, beside that.
+
+        Raises:
+            InputError: If it is no calibration, or of another model.
+        """
+        calibration = calibrated_run.read(path, self.model_path, self.model_sha256)
+        point = model_card.operating_point(path, self.model_sha256, calibration)
+        return replace(
+            self, calibration=calibration, threshold=point["threshold_probability"] if point else None
+        )
 
     def load(self) -> keras.Model:
         """The model, from int16 HU `(batch, z, y, x, 1)` to logits `(batch, 1)`; loads Keras and TensorFlow.
@@ -234,11 +246,9 @@ def _open_model(path: Path, calibrated: bool) -> Bundle:
     if path.name == MODEL and environment.is_file():
         spec = CubeSpec(shape[1], model_card.spacing_mm(model_card.read_own(environment)))
     calibration_path = calibrated_run.beside(path) if calibrated else None
-    calibration = calibrated_run.read(calibration_path, path) if calibration_path else None
-    point = model_card.operating_point(path, calibration) if calibration else None
     own_name = path.resolve().parent.name if path.name == MODEL else path.stem
-    threshold = point["threshold_probability"] if point else None
-    return Bundle(own_name, path, file.sha256, spec, calibration, threshold)
+    bundle = Bundle(own_name, path, file.sha256, spec)
+    return bundle.calibrated_by(calibration_path) if calibration_path else bundle
 
 
 def _uncalibrated(bundle: Bundle) -> Bundle:

@@ -16,7 +16,7 @@ from luna_cls import __version__
 from luna_cls.cubes.cutting import CubeSpec
 from luna_cls.cubes.store import WINDOW_HU
 from luna_cls.errors import InputError
-from luna_cls.files import read_csv, sha256
+from luna_cls.files import read_csv
 from luna_cls.inference.findings import RESEARCH_ONLY
 from luna_cls.judging import calibrated_run, operating_points
 from luna_cls.judging.calibrated_run import MODEL, OPERATING_POINTS, VALIDATION, Calibration
@@ -143,7 +143,7 @@ def of_run(run: Path, model: ModelFile, name: str, licence: str) -> dict[str, An
     data = environment.get("data", {})
     calibration_path = calibrated_run.beside(run / MODEL)
     calibration = calibrated_run.read(calibration_path, run / MODEL) if calibration_path else None
-    point = operating_point(run / MODEL, calibration) if calibration else None
+    point = operating_point(run / MODEL, model.sha256, calibration) if calibration else None
     fitted_on = read_own(calibration_path)["fitted_on"] if calibration_path else None
     return {
         "format": FORMAT,
@@ -177,22 +177,27 @@ def of_run(run: Path, model: ModelFile, name: str, licence: str) -> dict[str, An
     }
 
 
-def operating_point(model: Path, calibration: Calibration) -> dict[str, Any] | None:
-    """The first of the `operating_points.json` beside a model; None if there is none.
+def operating_point(beside: Path, model_sha256: str, calibration: Calibration) -> dict[str, Any] | None:
+    """The first of the `operating_points.json` beside a file; None if there is none.
+
+    Args:
+        beside: A `calibration.json`, or a model.
+        model_sha256: Of the model that they must be of.
+        calibration: What they must have been chosen after.
 
     Raises:
         InputError: If they are of another model, or of other probabilities.
     """
-    path = model.with_name(OPERATING_POINTS)
+    path = beside.with_name(OPERATING_POINTS)
     if not path.is_file():
         return None
     stored = operating_points.read(path)
     fitted_on = stored.get("fitted_on")
-    is_own = isinstance(fitted_on, dict) and fitted_on.get("model_sha256") == sha256(model)
+    is_own = isinstance(fitted_on, dict) and fitted_on.get("model_sha256") == model_sha256
     if not is_own or stored.get("calibration") != json.loads(json.dumps(calibration.to_json())):
         raise InputError(
             f"{path} was made for another model or calibration than the one beside it. Make both anew: "
-            f"luna-cls calibrate {model.parent} --force."
+            f"luna-cls calibrate {beside.parent} --force."
         )
     points: list[dict[str, Any]] = stored["points"]
     return points[0] if points else None

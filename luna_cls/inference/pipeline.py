@@ -23,7 +23,14 @@ from luna_cls.inference.diameters import estimate_diameters_mm
 from luna_cls.inference.findings import DIAMETER, MARKED, ScanFindings, saliency_name
 from luna_cls.inference.merging import merge
 from luna_cls.inference.options import PAGE, Options
-from luna_cls.inference.prediction_folder import FINDINGS, Failure, Made, Outcome, PredictionFolder
+from luna_cls.inference.prediction_folder import (
+    EXPORT,
+    FINDINGS,
+    Failure,
+    Made,
+    Outcome,
+    PredictionFolder,
+)
 from luna_cls.inference.saliency import write_saliency
 from luna_cls.inference.scoring import Scorer
 from luna_cls.learning.training import predictions_table
@@ -35,7 +42,6 @@ from luna_cls.scans.volume import CTVolume, ScanSource, read_volume
 BATCH_SIZE = 128
 MAX_READERS = 4  # scans read at a time, some 0.3 GB each
 MOST_WAITING = 64  # scans that wait for a batch to fill; as many as there are readers, if with their voxels
-EXPORT = "export"  # status of a failure, beside those of a store
 
 Cubes = NDArray[np.int16]  # (n, z, y, x), HU
 WritePage = Callable[[Path, CTVolume], Any]
@@ -178,7 +184,6 @@ def _cut_scan(task: Task, source: ScanSource, own: pd.DataFrame | None, spec: Cu
         done = task.folder.done(uid, made)
         if done:
             return done
-        task.folder.forget(uid)
         volume = read_volume(*source)
         if own is None:
             own = propose(volume)[list(POINT_COLUMNS)]
@@ -186,11 +191,8 @@ def _cut_scan(task: Task, source: ScanSource, own: pd.DataFrame | None, spec: Cu
         inside = volume.grid.contains(points)
         cubes = cut_cubes(volume, points[inside], spec)
     except Exception as error:  # one bad file, whatever it makes a library raise, stops no other scan
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise
-        task.folder.forget(uid)
-        reason = " ".join(str(error).split()) or f"{type(error).__name__}: there may be too little memory."
-        return Outcome(uid, 0, [(uid, None, UNREADABLE, reason)], is_read=False)
+        _raise_if_full(error)
+        return Outcome(uid, 0, [(uid, None, UNREADABLE, _in_a_line(error))], is_read=False)
     outside: list[Failure] = [
         (uid, int(row), OUTSIDE, f"The point {point.tolist()} mm lies outside the scan.")
         for row, point in zip(own.index[~inside], points[~inside], strict=True)
@@ -200,7 +202,16 @@ def _cut_scan(task: Task, source: ScanSource, own: pd.DataFrame | None, spec: Cu
 
 
 def _write(task: Task, score: Scorer, scan: _CutScan, logits: NDArray[np.float64]) -> Outcome:
-    """Writes the folder of a scan that is scored."""
+    """Writes the folder of a scan that is scored; what became of it."""
+    try:
+        return _written(task, score, scan, logits)
+    except Exception as error:
+        _raise_if_full(error)
+        uid = scan.source.series_uid
+        return Outcome(uid, 0, [(uid, None, UNREADABLE, _in_a_line(error))], is_read=False)
+
+
+def _written(task: Task, score: Scorer, scan: _CutScan, logits: NDArray[np.float64]) -> Outcome:
     options, volume = task.options, scan.volume
     table = predictions_table(scan.candidates, logits)
     table = table.sort_values("logit", ascending=False, kind="stable", ignore_index=True)
@@ -213,19 +224,39 @@ def _write(task: Task, score: Scorer, scan: _CutScan, logits: NDArray[np.float64
         table.loc[is_marked, DIAMETER] = estimate_diameters_mm(volume, places)
     found = ScanFindings(scan.source, scan.grid, table.assign(**{MARKED: is_marked}), task.about)
     outcome = Outcome(scan.source.series_uid, len(table), list(scan.outside))
+
+    def attempt(what: str, function: Callable[..., Any], *arguments: Any) -> None:
+        try:
+            function(*arguments)
+        except Exception as error:  # it takes nothing away from the findings
+            _raise_if_full(error)
+            outcome.failures.append((outcome.series_uid, None, EXPORT, f"{what}: {_in_a_line(error)}"))
+
     with task.folder.writing(outcome, scan.made) as folder:
         write_csv(folder / FINDINGS, table)
         if volume is not None:
-            _explain(score, volume, found.marked.head(options.explain), folder)
+            chosen = found.marked.head(options.explain)
+            attempt("explain", _explain, score, volume, chosen, folder)
         for name in options.written:
-            try:
-                if name != PAGE:
-                    exports.WRITERS[name](found, folder)
-                elif task.write_page and volume is not None:
-                    task.write_page(folder, volume)
-            except InputError as error:
-                outcome.failures.append((scan.source.series_uid, None, EXPORT, f"{name}: {error}"))
+            if name != PAGE:
+                attempt(name, exports.WRITERS[name], found, folder)
+            elif task.write_page and volume is not None:
+                attempt(name, task.write_page, folder, volume)
     return outcome
+
+
+def _raise_if_full(error: Exception) -> None:
+    """A disk without room ends everything: the next scan would fail, too."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        raise error
+
+
+def _in_a_line(error: Exception) -> str:
+    """What an error says; with its name, where it was not written for readers."""
+    words = " ".join(str(error).split())
+    if isinstance(error, MemoryError):
+        return "There is too little memory."
+    return words if isinstance(error, InputError | OSError) and words else f"{type(error).__name__}: {words}"
 
 
 def _explain(score: Scorer, volume: CTVolume, chosen: pd.DataFrame, folder: Path) -> None:

@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,8 +17,11 @@ import pandas as pd
 from luna_cls.cubes.store import FAILURE_COLUMNS
 from luna_cls.errors import InputError
 from luna_cls.files import (
+    PREDICTION,
     alone_in,
+    aside,
     clear,
+    is_empty,
     kept_until_done,
     require_new,
     whole_folder,
@@ -27,11 +30,11 @@ from luna_cls.files import (
     write_text,
     written_whole,
 )
-from luna_cls.judging.calibrated_run import PREDICTION
 from luna_cls.scans.volume import ScanSource, files_of
 
 FINDINGS, FAILURES, SERIES_UIDS = "findings.csv", "failures.csv", "seriesuids.csv"
 BEGUN = "begun"  # of prediction.json: when; all else there must be the same to go on
+TWICE, EXPORT = "twice", "export"  # status of a failure, beside those of a store
 _SCANS, _NOTE = "scans", "scan.json"
 _FILE_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,199}")
 
@@ -108,22 +111,27 @@ class PredictionFolder:
         Raises:
             InputError: If it exists, and is not to be replaced or gone on with; or was begun otherwise.
         """
-        if resume and self.path.exists():
-            with alone_in(self.path, f"Another predict is at work in {self.path}. Wait for it."):
+        taken = f"Another predict is at work in {self.path}. Wait for it."
+        if resume and self.path.exists() and not is_empty(self.path):
+            with alone_in(self.path, taken):
                 yield self._gone_on_with(about)
+            clear(aside(self.path))  # of a predict --force that was killed
             return
         if self.path.exists() and not force and (self.path / PREDICTION).is_file():
             raise InputError(
                 f"{self.path} exists already. Pass --resume to go on with it, --force to replace it, or "
                 "choose another path."
             )
-        require_new(self.path, force=force, sign=PREDICTION, inputs=inputs)
-        with kept_until_done(self.path, is_of_use=self._has_scans):
+        require_new(self.path, force=force or resume, sign=PREDICTION, inputs=inputs)
+        with ExitStack() as stack:
+            if self.path.is_dir():
+                stack.enter_context(alone_in(self.path, taken))
+            stack.enter_context(kept_until_done(self.path, is_of_use=self._has_scans))
             with whole_folder(self.path) as folder:
                 write_json(folder / PREDICTION, about)
                 (folder / _SCANS).mkdir()
             try:
-                with alone_in(self.path, f"Another predict is at work in {self.path}. Wait for it."):
+                with alone_in(self.path, taken):
                     yield dict(about)
             except BaseException:
                 if not self._has_scans():
@@ -164,8 +172,8 @@ class PredictionFolder:
         others = sorted(path.name for path in (self.path / _SCANS).glob("[!.]*") if path.name not in given)
         if others:
             raise InputError(
-                f"{self.path} has findings of {len(others)} scans that are not given now ({others[0]}, ...). "
-                "Give them, too, or choose another path."
+                f"{self.path} has findings of {len(others)} scans that are not given now. Give them, too, or "
+                f"delete their folders first: {self.path / _SCANS / others[0]}, ..."
             )
 
     def of_scan(self, series_uid: str) -> Path:
@@ -177,6 +185,7 @@ class PredictionFolder:
         try:
             note = json.loads((self.of_scan(series_uid) / _NOTE).read_text(encoding="utf-8"))
             is_same = Made(note["files"], note["candidates"]) == Made(list(made.files), made.candidates)
+            is_same = is_same and (self.of_scan(series_uid) / FINDINGS).is_file()
             failures = [(series_uid, row, status, reason) for row, status, reason in note["failures"]]
             return Outcome(series_uid, note["num_findings"], failures) if is_same else None
         except (OSError, ValueError, KeyError, TypeError):
@@ -197,10 +206,6 @@ class PredictionFolder:
                 **made._asdict(),
             }
             write_json(folder / _NOTE, note)
-
-    def forget(self, series_uid: str) -> None:
-        """Takes away what was found in a scan as it was before."""
-        clear(self.of_scan(series_uid))
 
     def finish(self, uids: Sequence[str], outcomes: Mapping[str, Outcome], extra: Sequence[Failure]) -> None:
         """Writes the tables of all scans, in the order of `uids`; `extra` are failures of no scan's own."""

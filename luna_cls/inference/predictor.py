@@ -14,27 +14,27 @@ import pandas as pd
 
 from luna_cls import __version__
 from luna_cls.errors import InputError
-from luna_cls.files import require_new
+from luna_cls.files import PREDICTION, require_new
 from luna_cls.inference.bundle import Bundle, open_bundles
 from luna_cls.inference.options import PAGE, Options
 from luna_cls.inference.pipeline import Task, WritePage, read_scans
 from luna_cls.inference.prediction_folder import (
     BEGUN,
     FINDINGS,
+    TWICE,
     Failure,
     Outcome,
     PredictionFolder,
     failures_table,
 )
 from luna_cls.inference.scoring import Scorer
-from luna_cls.judging import calibrated_run
+from luna_cls.learning.model_file import PRETRAINED
 from luna_cls.processes import run_on_cluster
 from luna_cls.scans.luna16 import read_candidates
 from luna_cls.scans.volume import ScanSource, find_scans
 
 NO_CALIBRATION = "none"
 SCANS_A_JOB = 8  # of a cluster, so that reading and scoring overlap there, too
-TWICE = "twice"  # status of a failure, beside those of a store
 EVEN_ODDS = 0.5
 
 
@@ -49,6 +49,7 @@ class Prediction:
         num_scans: Scans that were read.
         num_findings: Candidates that were scored.
         calibrations: What was done to each model's logits; None where nothing was.
+        threshold: The probability from which findings are marked.
     """
 
     path: Path
@@ -56,6 +57,7 @@ class Prediction:
     num_scans: int
     num_findings: int
     calibrations: list[str | None]
+    threshold: float
 
     @property
     def findings(self) -> pd.DataFrame:
@@ -125,13 +127,12 @@ def predict(
     if candidates_path is not None:
         inputs.append(Path(candidates_path))
     if not (resume or out.exists()):
-        require_new(out, force=force, sign=calibrated_run.PREDICTION)
+        require_new(out, force=force, sign=PREDICTION)
     candidates = _candidates(candidates_path, sources)
     about = _about(members, options, candidates)
     folder = PredictionFolder(out)
     with folder.begun(about, resume=resume, force=force, inputs=inputs) as about:
         folder.check_scans(source.series_uid for source in sources)
-        (out / FINDINGS).unlink(missing_ok=True)  # its presence tells that all scans are done
         task = Task(_absolute(model), options, about, folder, write_page if PAGE in options.formats else None)
         if dask is None:
             outcomes = read_scans(task, sources, candidates, Scorer(members, options.symmetries))
@@ -148,12 +149,8 @@ def predict(
         twice = _named_twice(found, sources)
         failures = failures_table([*(row for uid in uids for row in of_scan[uid].failures), *twice])
         num_findings = sum(outcome.num_findings for outcome in of_scan.values())
-        if not num_findings and len(failures):
-            for uid in uids:
-                folder.forget(uid)
-            raise InputError(
-                f"Not one candidate could be scored. The first reason: {failures['reason'].iloc[0]}"
-            )
+        if not any(outcome.is_read for outcome in of_scan.values()):
+            raise InputError(f"Not one scan could be read. The first reason: {failures['reason'].iloc[0]}")
         folder.finish(uids, of_scan, twice)
     return Prediction(
         out,
@@ -161,6 +158,7 @@ def predict(
         sum(outcome.is_read for outcome in of_scan.values()),
         num_findings,
         [str(member.calibration) if member.calibration else None for member in members],
+        about["threshold"],
     )
 
 
@@ -171,13 +169,12 @@ def _members(model: str | Path, options: Options) -> list[Bundle]:
         return members
     if len(members) > 1:
         raise InputError("--calibration takes a file for one model; several have each their own, or none.")
-    read = calibrated_run.read(Path(str(options.calibration)), members[0].model_path)
-    return [replace(members[0], calibration=read, threshold=None)]
+    return [members[0].calibrated_by(Path(options.calibration or ""))]
 
 
 def _absolute(name: str | Path) -> str:
-    """A path as a worker in another folder finds it; the name of a model that comes along as it is."""
-    return str(Path(name).absolute()) if Path(name).exists() else str(name)
+    """A path as a worker in another folder finds it; a word that is no path as it is."""
+    return str(name) if str(name) in (*PRETRAINED, NO_CALIBRATION) else str(Path(name).absolute())
 
 
 def _candidates(path: str | Path | None, sources: Sequence[ScanSource]) -> pd.DataFrame | None:
@@ -209,7 +206,8 @@ def _about(members: Sequence[Bundle], options: Options, candidates: pd.DataFrame
         threshold = members[0].threshold if alone else None
     calibration = alone["calibration"] if alone else None
     if not alone and any(entry["calibration"] for entry in models):
-        calibration = {"method": "each model's own"}
+        every = all(entry["calibration"] for entry in models)
+        calibration = {"method": "each model's own" if every else "some models' own, others as trained"}
     about = {
         "luna_cls": __version__,
         "model": alone["name"] if alone else f"{len(models)} models",
@@ -248,7 +246,7 @@ def _named_twice(found: Sequence[ScanSource], sources: Sequence[ScanSource]) -> 
             f"{path} has the series UID of {read[uid]}, which was read. Name each scan once.",
         )
         for path, uid in found
-        if path != read[uid]
+        if path.resolve() != read[uid].resolve()
     ]
 
 

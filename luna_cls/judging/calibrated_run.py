@@ -12,7 +12,7 @@ from typing import Any
 from scipy.special import expit
 
 from luna_cls.errors import InputError
-from luna_cls.files import POINT_COLUMNS, read_csv, sha256, write_json, written_whole
+from luna_cls.files import POINT_COLUMNS, PREDICTION, read_csv, sha256, write_json, written_whole
 from luna_cls.judging import calibration, operating_points
 from luna_cls.judging.binary import binary_metrics
 from luna_cls.judging.calibration import Method, PriorShift
@@ -22,7 +22,6 @@ from luna_cls.judging.resampling import RESAMPLES, SEED
 
 MODEL, VALIDATION = "model.keras", "validation_predictions.csv"
 CALIBRATION, OPERATING_POINTS = "calibration.json", "operating_points.json"
-PREDICTION = "prediction.json"  # beside findings: which model and calibration made them
 DEFAULT = "platt"
 GOALS = (Goal("sensitivity", 0.9), Goal("fps_per_scan", 1.0))
 
@@ -217,8 +216,13 @@ def beside(model: Path) -> Path | None:
     return path if path.is_file() else None
 
 
-def read(path: Path, model: Path) -> Calibration:
+def read(path: Path, model: Path, model_sha256: str = "") -> Calibration:
     """Reads a `calibration.json` for the model it was fitted to.
+
+    Args:
+        path: The file.
+        model: The model's.
+        model_sha256: Of the model; empty if it is that of the file.
 
     Raises:
         InputError: If it is missing, damaged, or of another model.
@@ -233,6 +237,6 @@ def read(path: Path, model: Path) -> Calibration:
     except (ValueError, KeyError, TypeError) as error:
         reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
         raise InputError(f"{path} holds no calibration ({reason}). {way_out}") from error
-    if own != sha256(model):
+    if own != (model_sha256 or sha256(model)):
         raise InputError(f"{path} was fitted to another model than {model}. {way_out}")
     return read

@@ -18,7 +18,11 @@ from luna_cls.reports.figures import Froc
 
 SAME_PLACE_MM = 10.0
 FEW_SCANS = 20
-_WORDS = ("seriesuid", "reason")  # columns that hold words; all others that a page needs hold numbers
+_WORDS = (
+    "seriesuid",
+    "status",
+    "reason",
+)  # columns that hold words; all others that a page needs hold numbers
 _IF_THERE = ("class", "logit", "false_positives_at_1")  # numbers, in columns that may be missing
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from luna_cls.cubes.store import NO_SCAN, OUTSIDE, UNREADABLE
 from luna_cls.errors import InputError
 from luna_cls.files import POINT_COLUMNS
-from luna_cls.inference.prediction_folder import PredictionFolder
+from luna_cls.inference.prediction_folder import EXPORT, TWICE, PredictionFolder
 from luna_cls.reports import figures
 from luna_cls.reports.blocks import Page, Section, Table, Uid, plural, probability
 from luna_cls.reports.calibration_sections import METHODS
@@ -18,7 +19,14 @@ from luna_cls.reports.viewer import Cubes
 
 MOST_FINDINGS = 12
 MOST_ROWS = 50
-LIKELY = 0.5
+LIKELY = 0.5  # where prediction.json names no threshold
+_FAILED = {  # by status: what it was, and what became of it
+    UNREADABLE: ("scan", "could not be read: nothing is known of them."),
+    NO_SCAN: ("scan", "could not be found: nothing is known of them."),
+    OUTSIDE: ("candidate", "could not be scored."),
+    TWICE: ("scan file", "had the series UID of one that was read, and were not."),
+    EXPORT: ("file of findings", "could not be written."),
+}
 
 
 def prediction_page(folder: Path, cubes: Cubes) -> Page:
@@ -32,21 +40,23 @@ def prediction_page(folder: Path, cubes: Cubes) -> Page:
         InputError: If a file is missing or damaged.
     """
     findings = read_table(folder / "findings.csv", (*POINT_COLUMNS, "probability"))
-    failures = read_table(folder / "failures.csv", ("seriesuid", "reason"))
+    failures = read_table(folder / "failures.csv", ("seriesuid", "status", "reason"))
     if findings is None or failures is None:
         missing = "findings.csv" if findings is None else "failures.csv"
         raise InputError(f"{folder} has no {missing}. Give a folder that luna-cls predict has made.")
     listed = folder / "seriesuids.csv"
-    uids = listed.read_text(encoding="utf-8").split() if listed.is_file() else []
+    uids = listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else []
     uids = uids or list(dict.fromkeys(findings["seriesuid"]))
-    likely = _places(findings[findings["probability"] >= LIKELY])
-    whole_scans = failures[failures["row"].isna()] if "row" in failures.columns else failures
-    unread = whole_scans["seriesuid"].nunique()
+    threshold = _threshold(folder)
+    level = "1/2" if threshold == LIKELY else probability(threshold)
+    likely = _places(findings[findings["probability"] >= threshold])
+    is_unread = failures["status"].isin([UNREADABLE, NO_SCAN])
+    unread = failures.loc[is_unread, "seriesuid"].nunique()
     calibrated = _calibration_in_words(folder)
     return Page(
         kind="Findings",
         title=folder.resolve().name,
-        verdict=f"{_verdict(likely, len(uids))} {calibrated}".strip(),
+        verdict=f"{_verdict(likely, level, len(uids))} {calibrated}".strip(),
         facts=[
             (
                 "Scans read",
@@ -58,13 +68,13 @@ def prediction_page(folder: Path, cubes: Cubes) -> Page:
                 f"{len(findings):,}",
                 f"{len(findings) / max(len(uids) - unread, 1):,.0f} a scan",
             ),
-            ("Places from 1/2", f"{len(likely):,}", "10 mm or more apart"),
+            (f"Places from {level}", f"{len(likely):,}", "10 mm or more apart"),
             ("Highest probability", probability(findings["probability"].max()), "of all candidates"),
         ],
-        warnings=_warnings(failures, unread),
+        warnings=_warnings(failures),
         sections=[
             most_probable(findings, cubes, MOST_FINDINGS),
-            _by_scan(folder, uids, findings, likely),
+            _by_scan(folder, uids, findings, likely, level),
             Section(
                 "probabilities",
                 "All probabilities",
@@ -74,14 +84,21 @@ def prediction_page(folder: Path, cubes: Cubes) -> Page:
                 ),
                 [figures.histogram(findings, "candidates")],
             ),
-            *([_failures(failures, unread)] if len(failures) else []),
+            *([_failures(failures)] if len(failures) else []),
         ],
     )
 
 
-def _verdict(likely: pd.DataFrame, num_scans: int) -> str:
+def _threshold(folder: Path) -> float:
+    """The probability from which the findings are marked for readers."""
+    path = folder / "prediction.json"
+    about = read_json(path)
+    return float((about or {}).get("threshold", LIKELY))
+
+
+def _verdict(likely: pd.DataFrame, level: str, num_scans: int) -> str:
     places, with_any = len(likely), likely["seriesuid"].nunique()
-    level = "with a probability of 1/2 or more"
+    level = f"with a probability of {level} or more"
     if num_scans == 1:
         number = plural(places, "place") if places else "no place"
         return f"In the one scan there {'is' if places < 2 else 'are'} {number} {level}."
@@ -110,19 +127,18 @@ def _places(findings: pd.DataFrame) -> pd.DataFrame:
     return apart(findings.sort_values("probability", ascending=False, kind="stable"), len(findings))
 
 
-def _warnings(failures: pd.DataFrame, unread: int) -> list[str]:
-    warnings = []
-    if unread:
-        warnings.append(
-            f"{plural(unread, 'scan')} could not be read: nothing is known of them. They are listed below."
-        )
-    rest = len(failures) - unread
-    if rest:
-        warnings.append(f"{plural(rest, 'candidate')} could not be scored. They are listed below.")
-    return warnings
+def _warnings(failures: pd.DataFrame) -> list[str]:
+    counts = failures["status"].value_counts()
+    return [
+        f"{plural(int(counts[status]), what)} {fate} They are listed below."
+        for status, (what, fate) in _FAILED.items()
+        if status in counts
+    ]
 
 
-def _by_scan(folder: Path, uids: list[str], findings: pd.DataFrame, likely: pd.DataFrame) -> Section:
+def _by_scan(
+    folder: Path, uids: list[str], findings: pd.DataFrame, likely: pd.DataFrame, level: str
+) -> Section:
     scored, highest = (findings.groupby("seriesuid")["probability"].agg(how) for how in ("size", "max"))
     places = likely.groupby("seriesuid").size()
     order = sorted(uids, key=lambda uid: -highest.get(uid, -1.0))
@@ -140,7 +156,7 @@ def _by_scan(folder: Path, uids: list[str], findings: pd.DataFrame, likely: pd.D
         text += " Each leads to its own page."
     if len(order) > MOST_ROWS:
         text += f" The first {MOST_ROWS} of {len(order):,}; findings.csv has all."
-    columns = ("Scan", "Places from 1/2", "Highest probability", "Candidates scored")
+    columns = ("Scan", f"Places from {level}", "Highest probability", "Candidates scored")
     return Section("scans", "By scan", (text,), [Table("Findings of each scan", columns, rows)])
 
 
@@ -149,14 +165,11 @@ def _own_page(folder: Path, uid: str) -> str:
     return page.relative_to(folder).as_posix() if page.is_file() else ""
 
 
-def _failures(failures: pd.DataFrame, unread: int) -> Section:
+def _failures(failures: pd.DataFrame) -> Section:
     rows = [
         (Uid(row["seriesuid"]), str(row["reason"])) for row in failures.head(MOST_ROWS).to_dict("records")
     ]
-    counts = {"scan": unread, "candidate": len(failures) - unread}
-    text = (
-        f"{' and '.join(plural(count, what) for what, count in counts.items() if count)} could not be used."
-    )
+    text = "Scans, candidates and files, each with the reason."
     if len(failures) > MOST_ROWS:
         text += f" The first {MOST_ROWS}; failures.csv has all."
     return Section(

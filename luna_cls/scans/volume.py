@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from luna_cls.errors import InputError
-from luna_cls.files import read_csv
+from luna_cls.files import PREDICTION, files_below, read_csv
 from luna_cls.scans.grid import Grid
 from luna_cls.scans.readers import dicom, metaimage, nifti, nrrd
 from luna_cls.scans.readers.itk import Voxels
@@ -118,7 +118,7 @@ def files_of(path: Path, series_uid: str) -> list[Path]:
 def find_scans(paths: Iterable[str | Path]) -> list[ScanSource]:
     """The scans among `paths`: files as given, folders searched for files of `READERS` and DICOM series.
 
-    LUNA16's lung masks are passed over. A `.csv` lists further paths in its column `path`, from its own
+    LUNA16's lung masks and what predict has made are passed over. A `.csv` lists further paths in its column `path`, from its own
     folder on; what is wrong with one of these shows when that scan is read.
 
     Raises:
@@ -135,8 +135,10 @@ def find_scans(paths: Iterable[str | Path]) -> list[ScanSource]:
                 )
             found.extend(inside)
         elif path.suffix.lower() == ".csv":
-            for listed in read_csv(path, ("path",), "scans")["path"]:
-                one = path.parent / listed.strip()
+            listed = [path.parent / name.strip() for name in read_csv(path, ("path",), "scans")["path"]]
+            if not listed:
+                raise InputError(f"{path} lists no scan. Give at least one path under its header line.")
+            for one in listed:
                 found.extend((_in_folder(one) if one.is_dir() else []) or [_of_file(one)])
         elif path.exists():
             found.append(_of_file(path))
@@ -146,9 +148,10 @@ def find_scans(paths: Iterable[str | Path]) -> list[ScanSource]:
 
 
 def _in_folder(folder: Path) -> list[ScanSource]:
-    files = sorted(file for file in folder.rglob("*") if _ending(file) and file.is_file())
-    inside = [_of_file(file) for file in files if LUNGS_FOLDER not in file.relative_to(folder).parts]
-    for uid, slices in dicom.find_series(folder).series.items():
+    files = files_below(folder, leave_out=PREDICTION)
+    scans = [file for file in files if _ending(file) and LUNGS_FOLDER not in file.relative_to(folder).parts]
+    inside = [_of_file(file) for file in scans]
+    for uid, slices in dicom.series_among(files).series.items():
         inside.append(ScanSource(Path(os.path.commonpath([one.path.parent for one in slices])), uid))
     return inside
 

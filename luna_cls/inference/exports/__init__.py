@@ -44,7 +44,7 @@ def check(formats: Iterable[str]) -> None:
     for name in formats:
         if name not in WRITERS:
             raise InputError(
-                f"Findings cannot be written as '{name}'. Beside csv, choose among {', '.join(WRITERS)}."
+                f"Findings cannot be written as '{name}'. Choose among {', '.join(WRITERS)}, html; or none."
             )
         missing = [package for package in _PACKAGES.get(name, ()) if find_spec(package) is None]
         if missing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from luna_cls.errors import InputError
+from luna_cls.files import files_below
 from luna_cls.scans.readers.itk import Voxels, file_name, grid_of
 
 _PREAMBLE_BYTES = 128
@@ -21,6 +23,7 @@ _TILT_DEGREES = 0.1
 _CT_STORAGE = (b"1.2.840.10008.5.1.4.1.1.2", b"1.2.840.10008.5.1.4.1.1.2.1")
 _MEDIA_STORAGE_TAG = b"\x02\x00\x02\x00UI"  # in the file's own group, always explicit and little endian
 _OWN_GROUP_BYTES = 1024
+_IMAGE_TYPE, _LOCALIZER = "0008|0008", "LOCALIZER"
 
 
 class Slice(NamedTuple):
@@ -45,10 +48,21 @@ class Found(NamedTuple):
 
 def find_series(folder: Path) -> Found:
     """The CT slices in and below a folder; what is no CT, or no DICOM, is passed over."""
+    return series_among(files_below(folder))
+
+
+def series_among(files: Iterable[Path]) -> Found:
+    """The CT slices among files; what is no CT, a localizer, or no DICOM, is passed over."""
     series, damaged = defaultdict(list), []
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
-    for path in sorted(filter(is_dicom, folder.rglob("*"))):
+    for path in files:
+        try:
+            if not is_dicom(path):
+                continue
+        except PermissionError:
+            damaged.append(path)  # it may be a slice
+            continue
         found = _read_header(reader, path)
         if found is not None and found.modality == "CT":
             series[found.series_uid].append(found)
@@ -80,7 +94,9 @@ def read(folder: Path, series_uid: str | None = None) -> tuple[str, Voxels]:
     beside = {one.path.parent for one in series[uid]}
     for path in damaged:
         if path.parent in beside:  # it may be the series' last one, whose loss nothing else would show
-            raise InputError(f"{path} is a damaged CT slice. Fetch it again, or take it out of its folder.")
+            raise InputError(
+                f"{path} is a damaged CT slice, or may not be read. Fetch it again, or take it out of its folder."
+            )
     slices = _in_order(folder, series[uid])
     first, step_mm = slices[0], _step_mm(folder, slices)
     row, column = first.orientation[:3], first.orientation[3:]
@@ -130,7 +146,7 @@ def _read_header(reader: sitk.ImageFileReader, path: Path) -> Slice | None:
         return Slice(
             path,
             reader.GetMetaData("0020|000e").strip("\0 "),
-            reader.GetMetaData("0008|0060").strip(),
+            _LOCALIZER if _is_localizer(reader) else reader.GetMetaData("0008|0060").strip(),
             _numbers(reader, "0020|0032", 3),
             _numbers(reader, "0020|0037", 6),
             _numbers(reader, "0028|0030", 2),
@@ -139,6 +155,11 @@ def _read_header(reader: sitk.ImageFileReader, path: Path) -> Slice | None:
         )
     except (RuntimeError, ValueError):
         return None
+
+
+def _is_localizer(reader: sitk.ImageFileReader) -> bool:
+    """Whether a header is that of the overview on which a scan was planned."""
+    return reader.HasMetaDataKey(_IMAGE_TYPE) and _LOCALIZER in reader.GetMetaData(_IMAGE_TYPE)
 
 
 def _numbers(reader: sitk.ImageFileReader, tag: str, count: int) -> NDArray[np.float64]:
