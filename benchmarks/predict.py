@@ -16,10 +16,10 @@ own, on all cores. All stay alive; one computes at a time:
 - OpenVINO: the same model, exported as a SavedModel in float32; bfloat16, hints LATENCY and THROUGHPUT.
 
 First every variant has one turn. The fastest of each, two of OpenVINO, and of PyTorch one with normalisation
-and one without, then go into rounds of turns. Prints medians over the rounds: cubes/s, microseconds of processor time a cube
-on all cores together; and how many times as fast luna_cls is, the median of the ratios within a round. A
-machine that others use too slows all alike; processor time tells more then. Without a Python that has PyTorch
-or OpenVINO, it goes on without.
+and one without, then go into rounds of turns. Prints medians over the rounds: cubes/s, microseconds of
+processor time a cube on all cores together; and how many times as fast luna_cls is, the median of the ratios
+within a round. A machine that others use too slows all alike; processor time tells more then. Without a
+Python that has PyTorch or OpenVINO, it goes on without.
 """
 
 from __future__ import annotations
@@ -220,6 +220,7 @@ def _keras(batch: int, folder: Path) -> dict[str, Run]:
 
 
 def _openvino(batch: int, folder: Path) -> dict[str, Run]:
+    sys.modules.setdefault("openvino_telemetry", None)  # it would tell its maker of every import
     import openvino
 
     model = openvino.convert_model(folder / "saved_model")
@@ -268,7 +269,7 @@ def _pytorch_run(net: Any, cubes: Any, how: str, *, is_autocast: bool) -> Run:
     torch._dynamo.config.recompile_limit = 1000  # all nets share the code of Sequential
     is_frozen = "frozen" in how
     # Freezing works through the setting alone; the option keeps the nets' compiled code apart.
-    forward = net if how == "eager" else torch.compile(net, options={"freezing": is_frozen})
+    forward = net if how == "eager" else torch.compile(net, dynamic=False, options={"freezing": is_frozen})
 
     def run() -> int:
         torch._inductor.config.freezing = is_frozen

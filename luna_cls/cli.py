@@ -75,7 +75,7 @@ def _command(function: Callable[Params, int]) -> Callable[Params, None]:
 
 
 def _say_wrong(message: str) -> int:
-    _err.print(f"luna-cls: {' '.join(message.split())}", markup=False)
+    _say(f"luna-cls: {' '.join(message.split())}")
     return WRONG_INPUT
 
 
@@ -691,9 +691,7 @@ def predict(
     if calibrations:
         _say(f"Calibrated by {', '.join(calibrations)}; --calibration none leaves that off")
     if calibrations and None in made.calibrations:
-        _say(
-            "Warning: other models of these are not calibrated; the mean of both kinds of logits means little."
-        )
+        _say("Warning: some of the models are not calibrated: a mean of both kinds of logits says little.")
     _say(f"{made.num_findings:,} findings in {made.num_scans:,} scans, marked from {made.threshold:.3g}")
     _print_path(out / "findings.csv")
     _add_report(out, scans=scans)
@@ -774,11 +772,16 @@ def _failed(folder: Path, count: int) -> int:
 
 
 def _print_path(path: Path) -> None:
-    _out.print(str(path), markup=False)
+    _out.print(_printable(str(path)), markup=False)
 
 
 def _say(line: str) -> None:
-    _err.print(line, markup=False)
+    _err.print(_printable(line), markup=False)
+
+
+def _printable(line: str) -> str:
+    """A line without what a name out of a stranger's file could tell a terminal to do."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", line)
 
 
 @contextmanager

@@ -156,6 +156,11 @@ def read_series_uids(path: Path) -> list[str]:
     return uids
 
 
+def encodable(name: str) -> str:
+    """A name with bytes that are no UTF-8 spelled out, so that it can be written."""
+    return name.encode(errors="backslashreplace").decode()
+
+
 def files_below(folder: Path, leave_out: str = "") -> list[Path]:
     """All files in and below a folder, sorted; links to folders are followed, each folder is entered once.
 

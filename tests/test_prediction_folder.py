@@ -20,8 +20,8 @@ def _begun(folder, about=ABOUT, *, resume=False, force=False, scans=0, fails=Fal
     """Begins a prediction, does so many scans, and fails or ends; what prediction.json said."""
     with folder.begun(about, resume=resume, force=force, inputs=[]) as said:
         for number in range(scans):
-            with folder.writing(Outcome(f"9.{number}", 0, []), MADE):
-                pass
+            with folder.writing(Outcome(f"9.{number}", 0, []), MADE) as scan:
+                (scan / "findings.csv").touch()
         if fails:
             raise InputError("broken")
     return said
@@ -47,6 +47,32 @@ def test_what_is_done_is_known_again(folder):
     assert folder.done("1.2.4", MADE) is None
 
 
+def test_a_scan_whose_findings_are_gone_is_not_done(folder):
+    """However good the note is."""
+    (folder.of_scan("1.2.3") / "findings.csv").unlink()
+
+    assert folder.done("1.2.3", MADE) is None
+
+
+def test_a_second_one_with_force_is_refused_while_the_first_is_at_work(folder):
+    """Nothing of the first goes."""
+    with (
+        folder.begun(ABOUT, resume=False, force=True, inputs=[]),
+        pytest.raises(InputError, match="Another predict is at work in"),
+    ):
+        _begun(folder, force=True)
+
+
+def test_what_a_killed_force_put_aside_goes_when_the_new_one_is_done(folder):
+    """It is kept until then."""
+    aside = folder.path.with_name(".out.replaced")
+    aside.mkdir()
+
+    _begun(folder, resume=True)
+
+    assert not aside.exists()
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"files": 3}'])
 def test_a_damaged_note_is_no_note(folder, content):
     """The scan is read again."""
@@ -64,8 +90,8 @@ def test_a_series_uid_that_is_no_file_name_leads_nowhere(folder, uid):
 
     assert place.parent == folder.path / "scans"
     assert place.name.startswith("sha256-")
-    with folder.writing(Outcome(uid, 0, []), MADE):
-        pass
+    with folder.writing(Outcome(uid, 0, []), MADE) as scan:
+        (scan / "findings.csv").touch()
     assert folder.done(uid, MADE) == Outcome(uid, 0, [])
 
 
@@ -87,7 +113,9 @@ def test_an_earlier_prediction_is_named_with_both_ways_out(folder):
 def test_findings_of_scans_that_are_not_given_are_not_forgotten(folder):
     """The first is named."""
     folder.check_scans(["1.2.3", "1.2.4"])
-    with pytest.raises(InputError, match=r"findings of 1 scans that are not given now \(1\.2\.3, \.\.\.\)"):
+    with pytest.raises(
+        InputError, match=r"findings of 1 scans that are not given now\. .*scans/1\.2\.3, \.\.\."
+    ):
         folder.check_scans(["1.2.4"])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -231,7 +232,7 @@ def _about(members: Sequence[Bundle], options: Options, candidates: pd.DataFrame
 def _now() -> str:
     """The time, or that of SOURCE_DATE_EPOCH, for files that are to be the same whenever they are made."""
     fixed = os.environ.get("SOURCE_DATE_EPOCH", "")
-    now = datetime.fromtimestamp(int(fixed), UTC) if fixed.isdigit() else datetime.now(UTC)
+    now = datetime.fromtimestamp(int(fixed), UTC) if re.fullmatch("[0-9]{1,11}", fixed) else datetime.now(UTC)
     return now.isoformat(timespec="seconds")
 
 

@@ -53,9 +53,10 @@ class Scorer:
         mean = np.zeros(len(cubes))
         for member, network in zip(self._members, self._networks, strict=True):
             logits = np.mean([network(way[..., None]).astype(np.float64) for way in turned], axis=0)
+            logits = member.calibration(logits) if member.calibration else logits
             if not np.isfinite(logits).all():
                 raise InputError(f"{member.name} gives logits that are not finite. Train it again.")
-            mean += member.calibration(logits) if member.calibration else logits
+            mean += logits
         return mean / len(self._members)
 
     def explain(self, cubes: Cubes) -> NDArray[np.float32]:

@@ -36,7 +36,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
         return None
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged: {error}. Make the folder again.") from error
     if not isinstance(value, dict):
         raise InputError(f"{path} is damaged: it holds no object. Make the folder again.")

@@ -25,6 +25,7 @@ from luna_cls.scans.readers import nifti
 FINDINGS = "findings.json"
 MOST_CARDS = 20
 MOST_ROWS = 50
+MOST_VOXELS = 200**3  # of a map: more than any cube a model reads
 FEWEST_SHOWN = 3  # where none is marked
 # Where an axis of the world begins and ends, in the patient: x, y, z.
 _ENDS = (("right", "left"), ("front", "back"), ("feet", "head"))
@@ -89,6 +90,9 @@ def _with_places(about: Mapping[str, Any]) -> list[dict[str, Any]]:
         {**finding, "seriesuid": uid, **dict(zip(COORDINATES, finding["position_xyz_mm"], strict=True))}
         for finding in about["findings"]
     ]
+    for finding in found:
+        if not isinstance(finding["rank"], int) or finding["rank"] < 1:  # it names files
+            raise ValueError(f"rank is {finding['rank']!r}, no whole number from 1")
     return sorted(found, key=lambda finding: finding["rank"])
 
 
@@ -171,7 +175,7 @@ def _map_around(path: Path, finding: Finding, cube: Cube) -> NDArray[np.float32]
     """A map of what moved the logit, at the voxels of a cube; 0 where the map does not reach."""
     if cube.hu is None:
         return None
-    values, grid = nifti.read(path)
+    values, grid = nifti.read(path, MOST_VOXELS)
     edge = len(cube.hu)
     offsets_mm = (np.arange(edge) - (edge - 1) / 2) * cube.spacing_mm
     z, y, x = np.meshgrid(*[offsets_mm] * 3, indexing="ij")

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from luna_cls.errors import InputError
-from luna_cls.files import PREDICTION, files_below, read_csv
+from luna_cls.files import PREDICTION, encodable, files_below, read_csv
 from luna_cls.scans.grid import Grid
 from luna_cls.scans.readers import dicom, metaimage, nifti, nrrd
 from luna_cls.scans.readers.itk import Voxels
@@ -90,7 +90,7 @@ def read_volume(path: str | Path, series_uid: str | None = None) -> CTVolume:
     if ending is None:
         what = "one DICOM slice: give its folder" if dicom.is_dicom(path) else "not in a format read here"
         raise InputError(f"{path} is {what}. Received: '{path.suffix}'; known: {', '.join(READERS)}.")
-    uid = path.name[: -len(ending)]
+    uid = encodable(path.name[: -len(ending)])
     if series_uid not in (None, uid):
         raise InputError(f"{path} is the scan {uid}. Received: {series_uid}.")
     values, grid = READERS[ending](path)
@@ -118,8 +118,8 @@ def files_of(path: Path, series_uid: str) -> list[Path]:
 def find_scans(paths: Iterable[str | Path]) -> list[ScanSource]:
     """The scans among `paths`: files as given, folders searched for files of `READERS` and DICOM series.
 
-    LUNA16's lung masks and what predict has made are passed over. A `.csv` lists further paths in its column `path`, from its own
-    folder on; what is wrong with one of these shows when that scan is read.
+    LUNA16's lung masks and what predict has made are passed over. A `.csv` lists further paths in its column
+    `path`, from its own folder on; what is wrong with one of these shows when that scan is read.
 
     Raises:
         InputError: If a path does not exist or a folder holds no scan.
@@ -157,7 +157,7 @@ def _in_folder(folder: Path) -> list[ScanSource]:
 
 
 def _of_file(path: Path) -> ScanSource:
-    return ScanSource(path, path.name[: -len(_ending(path) or "")] or path.name)
+    return ScanSource(path, encodable(path.name[: -len(_ending(path) or "")] or path.name))
 
 
 def _to_hu(values: NDArray[Any]) -> NDArray[np.int16]:

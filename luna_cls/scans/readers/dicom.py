@@ -12,7 +12,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from luna_cls.errors import InputError
-from luna_cls.files import files_below
+from luna_cls.files import encodable, files_below
 from luna_cls.scans.readers.itk import Voxels, file_name, grid_of
 
 _PREAMBLE_BYTES = 128
@@ -95,7 +95,8 @@ def read(folder: Path, series_uid: str | None = None) -> tuple[str, Voxels]:
     for path in damaged:
         if path.parent in beside:  # it may be the series' last one, whose loss nothing else would show
             raise InputError(
-                f"{path} is a damaged CT slice, or may not be read. Fetch it again, or take it out of its folder."
+                f"{path} is a damaged CT slice, or may not be read. Fetch it again, or take it out of its "
+                "folder."
             )
     slices = _in_order(folder, series[uid])
     first, step_mm = slices[0], _step_mm(folder, slices)
@@ -145,7 +146,7 @@ def _read_header(reader: sitk.ImageFileReader, path: Path) -> Slice | None:
         width, height = reader.GetSize()[:2]
         return Slice(
             path,
-            reader.GetMetaData("0020|000e").strip("\0 "),
+            encodable(reader.GetMetaData("0020|000e").strip("\0 ")) or "no series UID",
             _LOCALIZER if _is_localizer(reader) else reader.GetMetaData("0008|0060").strip(),
             _numbers(reader, "0020|0032", 3),
             _numbers(reader, "0020|0037", 6),

@@ -24,17 +24,25 @@ _UNREADABLE = (OSError, EOFError, zlib.error, ValueError, ImageFileError, Header
 _CHUNK_BYTES = 1 << 22
 
 
-def read(path: Path) -> Voxels:
+def read(path: Path, most_voxels: int | None = None) -> Voxels:
     """Reads a NIfTI volume, scaled as its header says.
 
+    Args:
+        path: The file.
+        most_voxels: Refuse what has more; None to read any size.
+
     Raises:
-        InputError: If it is no NIfTI, not 3-D, does not say where it lies, or data are missing or damaged.
+        InputError: If it is no NIfTI, not 3-D, too large, does not say where it lies, or data are missing or
+            damaged.
     """
     try:
         image = nibabel.load(path)
         if not isinstance(image, nibabel.Nifti1Pair):
             raise InputError(f"{path} is no NIfTI file but {type(image).__name__}.")
         grid = _grid(path, image)
+        if most_voxels is not None and math.prod(image.shape) > most_voxels:
+            shape = " x ".join(map(str, image.shape))
+            raise InputError(f"{path} is too large: {shape} voxels, {most_voxels:,} at most are expected.")
         dtype = image.get_data_dtype()
         if dtype.kind not in "iuf":
             raise InputError(f"{path} must hold single numbers. Received: {dtype}.")
