@@ -20,6 +20,12 @@ and one without, then go into rounds of turns. Prints medians over the rounds: c
 processor time a cube on all cores together; and how many times as fast luna_cls is, the median of the ratios
 within a round. A machine that others use too slows all alike; processor time tells more then. Without a
 Python that has PyTorch or OpenVINO, it goes on without.
+
+python benchmarks/predict.py --scan SCAN.mhd [--copies 12] [--candidates 850] [--rounds 7]
+
+The whole of predict, with the model that comes with luna_cls, on so many copies of a scan: seconds a scan of
+each stage by itself, on all cores and as many scans at a time as predict reads, and of predict from when its
+model is loaded to its last file; with listed candidates and without, when it proposes some.
 """
 
 from __future__ import annotations
@@ -35,6 +41,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +60,8 @@ def main() -> None:
     options = _options()
     if options.serve:
         _serve(options)
+    elif options.scan:
+        print_stages(options.scan, options.copies, options.candidates, options.rounds)
     else:
         print_throughput(options)
 
@@ -60,6 +69,9 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--scan", type=Path, help="a .mhd: measure the whole of predict on it instead")
+    parser.add_argument("--copies", type=int, default=12, help="of the scan")
+    parser.add_argument("--candidates", type=int, default=850, help="of each")
     parser.add_argument("--seconds", type=float, default=2.0, help="of a turn")
     parser.add_argument("--batches", type=int, nargs="+", default=(16, 64, 128))
     parser.add_argument("--torch-python", default=".venv-torch/bin/python")
@@ -294,6 +306,103 @@ def _pytorch_net(*, is_bare: bool) -> Any:
         layers += [nn.MaxPool3d(2), *normalization(nn.BatchNorm3d, count)]
     layers += [nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(FILTERS[-1], DENSE_UNITS), nn.ReLU()]
     return nn.Sequential(*layers, *normalization(nn.BatchNorm1d, DENSE_UNITS), nn.Linear(DENSE_UNITS, 1))
+
+
+# The whole of predict, and its stages.
+
+
+def print_stages(scan: Path, copies: int, candidates: int, rounds: int) -> None:
+    """Seconds a scan, of each stage by itself on all cores, and of predict from first scan to last."""
+    import pandas as pd
+
+    from luna_cls.cubes.cutting import cut_cubes
+    from luna_cls.files import COORDINATES
+    from luna_cls.inference.bundle import open_bundles
+    from luna_cls.inference.pipeline import BATCH_SIZE, MAX_READERS
+    from luna_cls.inference.scoring import Scorer
+    from luna_cls.scans.proposals import propose
+    from luna_cls.scans.volume import read_volume
+
+    volume = read_volume(scan)
+    score = Scorer(open_bundles("phantom"))
+    proposals = propose(volume)[COORDINATES].to_numpy()
+    listed = np.resize(proposals, (candidates, 3))
+    cubes = {len(points): cut_cubes(volume, points, score.spec) for points in (listed, proposals)}
+    readers = min(MAX_READERS, len(os.sched_getaffinity(0)))
+
+    def of_all(work: Callable[[], Any]) -> float:
+        """Seconds a scan, so many at a time as predict reads."""
+        with ThreadPoolExecutor(readers) as pool:
+            start = time.perf_counter()
+            for done in [pool.submit(work) for _ in range(copies)]:
+                done.result()
+            return (time.perf_counter() - start) / copies
+
+    def scored(count: int) -> float:
+        """Seconds for so many cubes, in full batches."""
+        batch = np.resize(cubes[count], (BATCH_SIZE, *cubes[count].shape[1:]))
+        score(batch)
+        start = time.perf_counter()
+        for _ in range(3):
+            score(batch)
+        return (time.perf_counter() - start) / 3 / BATCH_SIZE * count
+
+    with tempfile.TemporaryDirectory() as folder:
+        names = _under_many_names(scan, Path(folder) / "scans", copies)
+        table = pd.concat(pd.DataFrame(listed, columns=COORDINATES).assign(seriesuid=name) for name in names)
+        table.to_csv(Path(folder) / "candidates.csv", index=False)
+        for points, csv in ((listed, Path(folder) / "candidates.csv"), (proposals, None)):
+            taken: dict[str, list[float]] = {}
+            for _ in range(rounds):
+                turn = {"reading": of_all(lambda: read_volume(scan))}
+                if csv is None:
+                    turn["proposing"] = of_all(lambda: propose(volume))
+                turn["cutting"] = of_all(lambda points=points: cut_cubes(volume, points, score.spec))
+                turn["scoring"] = scored(len(points))
+                turn["predict"] = _predicted(Path(folder), csv) / copies
+                for name, seconds in turn.items():
+                    taken.setdefault(name, []).append(seconds)
+            shape = " x ".join(map(str, volume.hu.shape))
+            print(f"\n{copies} scans of {shape} voxels, {len(points)} candidates")
+            print(f"{'proposed' if csv is None else 'listed'}; seconds a scan, medians of {rounds} rounds:")
+            for name, seconds in taken.items():
+                print(f"{name:10} {statistics.median(seconds):6.2f}")
+            predicted = taken.pop("predict")
+            slowest = [max(turn) for turn in zip(*taken.values(), strict=True)]
+            ratio = statistics.median(whole / stage for whole, stage in zip(predicted, slowest, strict=True))
+            print(f"predict takes {ratio:.2f} times its slowest stage")
+
+
+def _predicted(folder: Path, csv: Path | None) -> float:
+    """Seconds from when the model is there to the last scan."""
+    from luna_cls.inference.options import Options
+    from luna_cls.inference.predictor import predict
+
+    started: list[float] = []
+    options = Options(formats=("json", "slicer"))
+    out = folder / "out"
+    predict(
+        "phantom",
+        [folder / "scans"],
+        csv,
+        out,
+        options,
+        force=out.exists(),
+        on_progress=lambda *_: started.append(time.perf_counter()),
+    )
+    return started[-1] - started[0]
+
+
+def _under_many_names(scan: Path, folder: Path, copies: int) -> list[str]:
+    """Links to a MetaImage, header and data, under other names."""
+    folder.mkdir()
+    header = scan.read_text()
+    data = header.split("ElementDataFile = ")[1].strip()
+    names = [f"1.2.{number}" for number in range(copies)]
+    for name in names:
+        (folder / f"{name}.mhd").write_text(header.replace(data, f"{name}{Path(data).suffix}"))
+        (folder / f"{name}{Path(data).suffix}").symlink_to((scan.parent / data).absolute())
+    return names
 
 
 if __name__ == "__main__":
