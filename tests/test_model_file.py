@@ -151,6 +151,30 @@ HOSTILE = {
         _activation(_function("keras.utils", "get_file")),
         "it asks for keras.utils.get_file",
     ),
+    "layer by a dotted name": (
+        _first_layer({"module": "keras", "class_name": "layers.TFSMLayer"}),
+        "it asks for keras.layers.TFSMLayer, and only parts of Keras itself are taken",
+    ),
+    "layer by a name dotted within": (
+        _first_layer({"module": "keras.layers", "class_name": "experimental.TFSMLayer"}),
+        "it asks for keras.layers.experimental.TFSMLayer",
+    ),
+    "setting of Keras": (
+        _activation({**_function("keras", ""), "class_name": "config.set_floatx", "config": {}}),
+        "it asks for keras.config.set_floatx",
+    ),
+    "optimizer of Keras": (
+        _first_layer({"module": "keras", "class_name": "Optimizer"}),
+        "it asks for keras.Optimizer",
+    ),
+    "function beside the layers": (
+        _activation({**_function("keras.layers", ""), "class_name": "deserialize", "config": {}}),
+        "it asks for keras.layers.deserialize",
+    ),
+    "function by a dotted name": (
+        _activation(_function("builtins", "nn.relu")),
+        "it asks for builtins.nn.relu",
+    ),
     "name for a terminal": (
         _first_layer({"module": "os\n\x1b[2J", "class_name": "system"}),
         r"it asks for os \?\[2J\.system",

@@ -39,7 +39,6 @@ _MEMBERS = {_CONFIG: MOST_JSON_BYTES, _METADATA: MOST_JSON_BYTES, _WEIGHTS: MOST
 
 # Where in Keras the parts of a model may come from, and what of these runs code or reads other files.
 _MODULES = {
-    "keras",
     "keras.activations",
     "keras.constraints",
     "keras.initializers",
@@ -60,6 +59,7 @@ _REFUSED = {
     "TextVectorization",
     "TorchModuleWrapper",
 }
+_KERAS = {"DTypePolicy", "FloatDTypePolicy", "Functional", "Model", "Sequential"}  # of "keras" itself
 _VALUES = {"__ellipsis__", "__keras_tensor__", "__numpy__", "__slice__"}  # no classes: JSON of Keras' own
 _FUNCTION_MODULES = {"builtins", "keras.activations"}  # "builtins" are those of Keras
 _NUMBERS = "biuf"  # kinds of arrays
@@ -280,7 +280,12 @@ def _check_object(entry: Mapping[str, Any], what: str) -> None:
     is_function = name == "function"
     part = str(entry["config"])[:80] if is_function else name
     registered = str(entry.get("registered_name"))[:80]
-    if module not in (_FUNCTION_MODULES if is_function else _MODULES) or ">" in f"{name}{registered}":
+    if is_function:
+        is_known = module in _FUNCTION_MODULES
+    else:  # classes begin with a capital, functions beside them do not
+        is_known = module in _MODULES and name[:1].isupper() or module == "keras" and name in _KERAS
+    # Keras would follow a name with dots to whatever it exports, `config.set_floatx` and all.
+    if not is_known or not part.isidentifier() or ">" in registered:
         asked = registered if ">" in registered else f"{module}.{part}"
         _refuse(what, f"it asks for {asked}, and only parts of Keras itself are taken")
 
