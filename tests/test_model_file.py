@@ -247,12 +247,74 @@ def test_keras_would_refuse_them_too(model, tmp_path, monkeypatch, name):
     entries = archives.entries(model)
     HOSTILE[name][0](entries)
     archives.write(tmp_path / "hostile.keras", entries)
-    unchecked = ModelFile((tmp_path / "hostile.keras").read_bytes(), "hostile", {}, "3")
+    config = json.loads(entries["config.json"])
+    unchecked = ModelFile((tmp_path / "hostile.keras").read_bytes(), "hostile", config, "3")
 
     with pytest.raises(InputError, match="hostile cannot be loaded as a Keras model"):
         models.opened(unchecked)
 
     assert not Path(MARKER).exists()
+
+
+def _layer(kind, **config):
+    return {"module": "keras.layers", "class_name": kind, "config": config, "registered_name": None}
+
+
+def _layers(*layers):
+    """A model of the input and these layers."""
+
+    def tamper(entries):
+        config = json.loads(entries["config.json"])
+        config["config"]["layers"][1:] = layers
+        entries["config.json"] = json.dumps(config).encode()
+
+    return tamper
+
+
+NO_MODEL = {
+    "large dense layer": (
+        _layers(_layer("Flatten"), _layer("Dense", units=4_000_000), _layer("Dense", units=1)),
+        "ask for 2,056,000,001 weights, and there are",
+    ),
+    "large padding": (
+        _layers(_layer("ZeroPadding3D", padding=800), _layer("Flatten"), _layer("Dense", units=1)),
+        "ask for 4,[0-9,]+ weights, and there are",
+    ),
+    "large repetition in a model": (
+        _layers(_layer("UpSampling3D", size=200), _layer("GlobalMaxPooling3D"), _layer("Dense", units=1)),
+        "makes 4,096,000,000 numbers of one cube",
+    ),
+    "beyond 64 bits": (_layers(_layer("Flatten"), _layer("Dense", units=10**30)), "cannot be loaded as"),
+    "a layer": (
+        _set("config.json", json.dumps(_layer("Dense", units=1)).encode()),
+        "is not a Keras model of layers. Received: a Dense",
+    ),
+}
+
+
+@pytest.mark.parametrize(("tamper", "message"), NO_MODEL.values(), ids=NO_MODEL)
+def test_a_model_too_large_for_its_file_is_refused_before_it_takes_memory(model, tmp_path, tamper, message):
+    """2 billion weights, or 4 billion voxels, of a file of some 10,000 bytes, in one line."""
+    entries = archives.entries(model)
+    tamper(entries)
+    archives.write(tmp_path / "large.keras", entries)
+
+    with pytest.raises(InputError, match=message) as refusal:
+        models.load(tmp_path / "large.keras")
+
+    assert str(refusal.value).isprintable()
+
+
+def test_what_goes_wrong_after_loading_is_one_line_too(model, monkeypatch):
+    """A model that Keras opens, and that cannot be fused."""
+
+    def fail(*_, **__):
+        raise TypeError("first\nsecond")
+
+    monkeypatch.setattr(models, "fused", fail)
+
+    with pytest.raises(InputError, match="cannot be loaded as a Keras model: first$"):
+        models.load(model)
 
 
 # Archives that were made to do harm

@@ -118,6 +118,12 @@ class ModelFile:
         return hashlib.sha256(self.content).hexdigest()
 
     @property
+    def weight_bytes(self) -> int:
+        """How many bytes the file has for the weights."""
+        with zipfile.ZipFile(io.BytesIO(self.content)) as archive:
+            return archive.getinfo(_WEIGHTS).file_size
+
+    @property
     def input_shape(self) -> tuple[int | None, ...] | None:
         """The shape of its one input, batch first, as the file says; None if it says of none or several."""
         shapes = [
