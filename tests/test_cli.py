@@ -285,7 +285,9 @@ def test_a_missing_and_a_truncated_scan_end_with_3(run_cli, folder):
 
     failures = pd.read_csv("store/failures.csv", dtype=str)
     assert done.returncode == 3
-    assert done.stderr.splitlines()[-1].startswith("luna-cls: not all could be used: store/failures.csv")
+    assert done.stderr.splitlines()[-1].startswith(
+        "luna-cls: not all could be used: store/failures.csv"
+    )
     assert failures[["seriesuid", "status"]].to_numpy().tolist() == [
         ["1.2.826.0.2", "unreadable"],
         ["9.9.9", "no_scan"],

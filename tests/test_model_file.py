@@ -313,7 +313,7 @@ def test_what_goes_wrong_after_loading_is_one_line_too(model, monkeypatch):
 
     monkeypatch.setattr(models, "fused", fail)
 
-    with pytest.raises(InputError, match="cannot be loaded as a Keras model: first$"):
+    with pytest.raises(InputError, match=r"cannot be loaded as a Keras model: first$"):
         models.load(model)
 
 

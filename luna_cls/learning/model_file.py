@@ -289,7 +289,7 @@ def _check_object(entry: Mapping[str, Any], what: str) -> None:
     if is_function:
         is_known = module in _FUNCTION_MODULES
     else:  # classes begin with a capital, functions beside them do not
-        is_known = module in _MODULES and name[:1].isupper() or module == "keras" and name in _KERAS
+        is_known = name in _KERAS if module == "keras" else module in _MODULES and name[:1].isupper()
     # Keras would follow a name with dots to whatever it exports, `config.set_floatx` and all.
     if not is_known or not part.isidentifier() or ">" in registered:
         asked = registered if ">" in registered else f"{module}.{part}"
