@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import math
 import re
 import stat
@@ -22,14 +21,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from luna_cls.errors import InputError
+from luna_cls.files import MOST_JSON_BYTES, read_json
 
 _FOLDER = Path(__file__).parents[1] / "pretrained"
 # The models that come with the package, by name. Each lies in a bundle (`luna_cls.inference.bundle`).
 PRETRAINED = {"phantom": _FOLDER / "phantom" / "model.keras"}
 
 MOST_MODEL_BYTES = 1 << 30
-MOST_JSON_BYTES = 1 << 23
-_DEEPEST_JSON = 64
 _MOST_LINKS = 10_000  # of the weights, groups and all; a hundred layers have about a thousand
 # As Keras numbers its releases, `3.16.0.dev2026010203` and all: it ends in a command that users copy.
 KERAS_VERSION = r"[0-9]{1,4}(?:\.[0-9]{1,4}){1,2}(?:(?:a|b|rc|\.dev|\.post)[0-9]{1,12})?"
@@ -227,41 +225,6 @@ def _read_entries(archive: zipfile.ZipFile, refused: str, members: Mapping[str, 
         if len(read[name]) != entry.file_size:
             raise InputError(f"{refused} holds {len(read[name]):,} of the bytes of {name} that it claims.")
     return read
-
-
-def read_json(content: bytes, what: str) -> dict[str, Any]:
-    """Reads a JSON object that others have written.
-
-    Args:
-        content: The text.
-        what: Where it is from, for messages.
-
-    Raises:
-        InputError: If it is something else, too large, or nested too deeply.
-    """
-    if len(content) > MOST_JSON_BYTES:
-        raise InputError(f"{what} is refused: it has more than {MOST_JSON_BYTES:,} bytes.")
-    try:
-        value = json.loads(content)
-    except RecursionError:
-        value, depth = {}, _DEEPEST_JSON + 1
-    except ValueError as error:
-        raise InputError(f"{what} is no JSON: {_first_line(error)}.") from error
-    else:
-        depth = _depth(value)
-    if depth > _DEEPEST_JSON:
-        raise InputError(f"{what} is refused: it is nested more than {_DEEPEST_JSON} deep.")
-    if not isinstance(value, dict):
-        raise InputError(f"{what} holds no JSON object. Received: a {type(value).__name__}.")
-    return value
-
-
-def _depth(value: Any) -> int:
-    level, depth = [value], 0
-    while level:
-        depth += 1
-        level = [child for entry in level for child in _children(entry)]
-    return depth
 
 
 def _children(value: Any) -> Iterable[Any]:
