@@ -24,6 +24,9 @@ POINT_COLUMNS = ("seriesuid", "coordX", "coordY", "coordZ")  # LUNA16's own name
 COORDINATES = list(POINT_COLUMNS[1:])
 PREDICTION = "prediction.json"  # beside findings: which models and calibration made them
 
+MOST_JSON_BYTES = 1 << 23
+_DEEPEST_JSON = 64
+
 _WORDS = {"seriesuid": "be a series UID", "path": "be a path"}  # columns that hold text
 
 # What the numbers of a column are: from, to, in words.
@@ -59,6 +62,37 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` as indented JSON, keys in the order given, NaN as null, whole or not at all."""
     write_text(path, json.dumps(_without_nan(value), indent=2, allow_nan=False) + "\n")
+
+
+def read_json(content: bytes, what: str) -> dict[str, Any]:
+    """Reads a JSON object that others have written.
+
+    Args:
+        content: The text.
+        what: Where it is from, for messages.
+
+    Raises:
+        InputError: If it is something else, too large, or nested too deeply.
+    """
+    if len(content) > MOST_JSON_BYTES:
+        raise InputError(f"{what} is refused: it has more than {MOST_JSON_BYTES:,} bytes.")
+    depth = 0
+    try:
+        value = json.loads(content)
+    except RecursionError:
+        value, depth = {}, _DEEPEST_JSON
+    except ValueError as error:
+        raise InputError(f"{what} is no JSON: {error}.") from error
+    level = [value]
+    while level:
+        depth += 1
+        inner = [entry for entry in level if isinstance(entry, dict | list)]
+        level = [child for entry in inner for child in (entry.values() if isinstance(entry, dict) else entry)]
+    if depth > _DEEPEST_JSON:
+        raise InputError(f"{what} is refused: it is nested more than {_DEEPEST_JSON} deep.")
+    if not isinstance(value, dict):
+        raise InputError(f"{what} holds no JSON object. Received: a {type(value).__name__}.")
+    return value
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:

@@ -233,6 +233,35 @@ def test_an_unfinished_run_makes_no_bundle(run, tmp_path, missing):
     assert not (tmp_path / "bundle").exists()
 
 
+@pytest.mark.parametrize("spacing_mm", ["x", 1e308, True, 0, 10**400], ids=["word", "huge", "true", "0", "long"])
+def test_a_spacing_that_is_none_is_refused(run, spacing_mm):
+    """By whatever opens the run, in one line that names the file."""
+    environment = json.loads((run / "environment.json").read_text())
+    environment["data"]["cube_spec"]["spacing_mm"] = spacing_mm
+    (run / "environment.json").write_text(json.dumps(environment))
+
+    for read in (open_bundles, lambda run: write_bundle(run, run.with_name("bundle"))):
+        with pytest.raises(InputError, match=r"environment.json: spacing_mm lies above 0 and up to 1000"):
+            read(run)
+
+
+def test_operating_points_without_a_calibration_stay_where_they_are(run, tmp_path):
+    """Nothing says of which probabilities they are, and nothing has read them."""
+    (run / "calibration.json").unlink()
+    (run / "operating_points.json").write_text("anything")
+
+    bundle = write_bundle(run, tmp_path / "bundle")
+
+    assert sorted(path.name for path in bundle.iterdir()) == ["bundle.json", "model.keras"]
+
+
+def test_a_bundle_is_not_bundled_again(finished, tmp_path):
+    """Neither one that was made nor one that comes with the package."""
+    for bundle in (write_bundle(finished, tmp_path / "bundle"), Path("phantom")):
+        with pytest.raises(InputError, match=f"{bundle} is a bundle already"):
+            write_bundle(bundle, tmp_path / "again")
+
+
 def test_a_name_is_a_name(finished, tmp_path):
     """One that leads out of a folder is refused."""
     with pytest.raises(InputError, match=r"name has up to 80 letters.*Received: '\.\./evil'"):
@@ -301,6 +330,7 @@ def _other_model(entries):
             _card(lambda card: card.update(keras="99.1")),
             "written by Keras 99.1, .* pip install 'keras>=99.1'",
         ),
+        (_card(lambda card: card.update(keras="99.1'; id; '")), "keras of bundle.json: "),
         (_card(lambda card: card.update(name="../../evil")), "name of bundle.json: .* Received: ../../evil"),
         (
             _card(lambda card: card["cube_spec"].update(spacing_mm="wide")),
@@ -327,6 +357,7 @@ def _other_model(entries):
         "cubes",
         "format",
         "newer keras",
+        "words for a shell",
         "name",
         "spacing",
         "licence for a terminal",

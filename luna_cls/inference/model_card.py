@@ -16,17 +16,16 @@ from luna_cls import __version__
 from luna_cls.cubes.cutting import CubeSpec
 from luna_cls.cubes.store import WINDOW_HU
 from luna_cls.errors import InputError
-from luna_cls.files import read_csv
+from luna_cls.files import MOST_JSON_BYTES, read_csv, read_json
 from luna_cls.inference.findings import RESEARCH_ONLY
 from luna_cls.judging import calibrated_run, operating_points
 from luna_cls.judging.calibrated_run import MODEL, OPERATING_POINTS, VALIDATION, Calibration
 from luna_cls.learning.model_file import (
-    MOST_JSON_BYTES,
+    KERAS_VERSION,
     ModelFile,
     check_version,
     printable,
     read_bytes,
-    read_json,
 )
 from luna_cls.settings import load_settings
 
@@ -74,7 +73,7 @@ class Card(_Part):
     calibration: dict[str, Any] | None
     operating_point: _OperatingPoint | None
     model_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-    keras: Annotated[str, Field(pattern=r"^\d+\.\d+", max_length=40)]
+    keras: Annotated[str, Field(pattern=f"^{KERAS_VERSION}$")]
 
 
 def check(card: Mapping[str, Any], what: str) -> Card:
@@ -114,7 +113,7 @@ def calibration_of(card: Mapping[str, Any], what: str) -> Calibration | None:
         return None
     try:
         return Calibration.from_json(card["calibration"])
-    except (InputError, TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{what}: {CARD} holds no calibration ({printable(str(error))}).") from error
 
 
@@ -151,7 +150,7 @@ def of_run(run: Path, model: ModelFile, name: str, licence: str) -> dict[str, An
         "research_only": RESEARCH_ONLY,
         "licence": licence,
         "architecture": settings.model.name,
-        "cube_spec": asdict(CubeSpec(model.input_shape[1] or 0, spacing_mm(environment))),
+        "cube_spec": asdict(CubeSpec(model.input_shape[1] or 0, spacing_mm(environment, run / ENVIRONMENT))),
         "window_hu": list(WINDOW_HU),
         "calibration": {**calibration.to_json(), "fitted_on": fitted_on} if calibration else None,
         "operating_point": point and {key: point[key] for key in _OPERATING_POINT if key in point},
@@ -203,12 +202,24 @@ def operating_point(beside: Path, model_sha256: str, calibration: Calibration) -
     return points[0] if points else None
 
 
-def spacing_mm(environment: Mapping[str, Any]) -> float:
-    """Of the cubes of a run; the default where it was trained by a luna_cls that did not tell."""
+def spacing_mm(environment: Mapping[str, Any], path: Path) -> float:
+    """Of the cubes of a run; the default where it was trained by a luna_cls that did not tell.
+
+    Args:
+        environment: What its `environment.json` holds.
+        path: That file, for the message.
+
+    Raises:
+        InputError: If it is no length from above 0 to 1000 mm.
+    """
     try:
-        return float(environment["data"]["cube_spec"]["spacing_mm"])
+        told = environment["data"]["cube_spec"]["spacing_mm"]
     except (KeyError, TypeError):
         return CubeSpec().spacing_mm
+    if type(told) not in (int, float) or not 0 < told <= 1000:
+        received = printable(str(told)[:80])
+        raise InputError(f"{path}: spacing_mm lies above 0 and up to 1000. Received: {received}.")
+    return float(told)
 
 
 def read_own(path: Path) -> dict[str, Any]:

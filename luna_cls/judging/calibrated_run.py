@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 from scipy.special import expit
 
 from luna_cls.errors import InputError
-from luna_cls.files import POINT_COLUMNS, PREDICTION, read_csv, sha256, write_json, written_whole
+from luna_cls.files import POINT_COLUMNS, PREDICTION, read_csv, read_json, sha256, write_json, written_whole
 from luna_cls.judging import calibration, operating_points
 from luna_cls.judging.binary import binary_metrics
 from luna_cls.judging.calibration import Method, PriorShift
@@ -191,7 +190,7 @@ def check_thresholds(path: Path, points: Mapping[str, Any], submission: Path) ->
         cannot_tell = f"whether {submission.name} was calibrated in the same way cannot be told"
         return [f"Thresholds are of calibrated probabilities; {cannot_tell}."]
     try:
-        made_by = json.loads(about.read_text(encoding="utf-8"))
+        made_by = read_json(about.read_bytes(), about.name)
         own, model = made_by["calibration"], made_by["model_sha256"]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
@@ -231,10 +230,10 @@ def read(path: Path, model: Path, model_sha256: str = "") -> Calibration:
         raise InputError(f"No calibration at {path}. Make one: luna-cls calibrate RUN.")
     way_out = f"Make it anew: luna-cls calibrate {path.parent} --force; or leave it off: --calibration none."
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = read_json(path.read_bytes(), "it")
         own = stored["fitted_on"]["model_sha256"]
         read = Calibration.from_json(stored)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
         raise InputError(f"{path} holds no calibration ({reason}). {way_out}") from error
     if own != (model_sha256 or sha256(model)):

@@ -7,7 +7,6 @@ nodules without a candidate missed), so its figures at the same threshold differ
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logit
 
 from luna_cls.errors import InputError
+from luna_cls.files import read_json
 from luna_cls.judging.logistic import Floats, check_classes
 from luna_cls.judging.reliability import Labels, share_interval_95
 from luna_cls.judging.resampling import RESAMPLES, SEED, interval_95, scan_weights
@@ -245,7 +245,9 @@ def read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"No operating points at {path}. Make them: luna-cls calibrate RUN.")
     try:
-        stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        stored = read_json(path.read_bytes(), "it")
+        if not isinstance(stored.get("fitted_on", {}), dict):
+            raise InputError("fitted_on is no object")
         stored["points"] = [_read_point(point) for point in stored["points"]]
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import math
 import re
 import stat
@@ -22,14 +21,16 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from luna_cls.errors import InputError
+from luna_cls.files import MOST_JSON_BYTES, read_json
 
 _FOLDER = Path(__file__).parents[1] / "pretrained"
 # The models that come with the package, by name. Each lies in a bundle (`luna_cls.inference.bundle`).
 PRETRAINED = {"phantom": _FOLDER / "phantom" / "model.keras"}
 
 MOST_MODEL_BYTES = 1 << 30
-MOST_JSON_BYTES = 1 << 23
-_DEEPEST_JSON = 64
+_MOST_LINKS = 10_000  # of the weights, groups and all; a hundred layers have about a thousand
+# As Keras numbers its releases, `3.16.0.dev2026010203` and all: it ends in a command that users copy.
+KERAS_VERSION = r"[0-9]{1,4}(?:\.[0-9]{1,4}){1,2}(?:(?:a|b|rc|\.dev|\.post)[0-9]{1,12})?"
 _MOST_PACKED = (
     100  # of a large file, as in Keras: weights hardly get smaller, and Keras leaves them as they are
 )
@@ -39,7 +40,6 @@ _MEMBERS = {_CONFIG: MOST_JSON_BYTES, _METADATA: MOST_JSON_BYTES, _WEIGHTS: MOST
 
 # Where in Keras the parts of a model may come from, and what of these runs code or reads other files.
 _MODULES = {
-    "keras",
     "keras.activations",
     "keras.constraints",
     "keras.initializers",
@@ -60,6 +60,7 @@ _REFUSED = {
     "TextVectorization",
     "TorchModuleWrapper",
 }
+_KERAS = {"DTypePolicy", "FloatDTypePolicy", "Functional", "Model", "Sequential"}  # of "keras" itself
 _VALUES = {"__ellipsis__", "__keras_tensor__", "__numpy__", "__slice__"}  # no classes: JSON of Keras' own
 _FUNCTION_MODULES = {"builtins", "keras.activations"}  # "builtins" are those of Keras
 _NUMBERS = "biuf"  # kinds of arrays
@@ -116,6 +117,12 @@ class ModelFile:
     def sha256(self) -> str:
         """The SHA-256 of the bytes, in hexadecimal."""
         return hashlib.sha256(self.content).hexdigest()
+
+    @property
+    def weight_bytes(self) -> int:
+        """How many bytes the file has for the weights."""
+        with zipfile.ZipFile(io.BytesIO(self.content)) as archive:
+            return archive.getinfo(_WEIGHTS).file_size
 
     @property
     def input_shape(self) -> tuple[int | None, ...] | None:
@@ -220,41 +227,6 @@ def _read_entries(archive: zipfile.ZipFile, refused: str, members: Mapping[str, 
     return read
 
 
-def read_json(content: bytes, what: str) -> dict[str, Any]:
-    """Reads a JSON object that others have written.
-
-    Args:
-        content: The text.
-        what: Where it is from, for messages.
-
-    Raises:
-        InputError: If it is something else, too large, or nested too deeply.
-    """
-    if len(content) > MOST_JSON_BYTES:
-        raise InputError(f"{what} is refused: it has more than {MOST_JSON_BYTES:,} bytes.")
-    try:
-        value = json.loads(content)
-    except RecursionError:
-        value, depth = {}, _DEEPEST_JSON + 1
-    except ValueError as error:
-        raise InputError(f"{what} is no JSON: {_first_line(error)}.") from error
-    else:
-        depth = _depth(value)
-    if depth > _DEEPEST_JSON:
-        raise InputError(f"{what} is refused: it is nested more than {_DEEPEST_JSON} deep.")
-    if not isinstance(value, dict):
-        raise InputError(f"{what} holds no JSON object. Received: a {type(value).__name__}.")
-    return value
-
-
-def _depth(value: Any) -> int:
-    level, depth = [value], 0
-    while level:
-        depth += 1
-        level = [child for entry in level for child in _children(entry)]
-    return depth
-
-
 def _children(value: Any) -> Iterable[Any]:
     if isinstance(value, dict):
         return value.values()
@@ -280,14 +252,19 @@ def _check_object(entry: Mapping[str, Any], what: str) -> None:
     is_function = name == "function"
     part = str(entry["config"])[:80] if is_function else name
     registered = str(entry.get("registered_name"))[:80]
-    if module not in (_FUNCTION_MODULES if is_function else _MODULES) or ">" in f"{name}{registered}":
+    if is_function:
+        is_known = module in _FUNCTION_MODULES
+    else:  # classes begin with a capital, functions beside them do not
+        is_known = name in _KERAS if module == "keras" else module in _MODULES and name[:1].isupper()
+    # Keras would follow a name with dots to whatever it exports, `config.set_floatx` and all.
+    if not is_known or not part.isidentifier() or ">" in registered:
         asked = registered if ">" in registered else f"{module}.{part}"
         _refuse(what, f"it asks for {asked}, and only parts of Keras itself are taken")
 
 
 def _checked_version(written: Any, what: str) -> str:
     """The version of Keras that wrote a file, as it says; refused if it is newer than the one installed."""
-    if not isinstance(written, str) or not re.match(r"\d+\.\d+", written) or len(written) > 40:
+    if not isinstance(written, str) or not re.fullmatch(KERAS_VERSION, written):
         _refuse(what, f"it does not say which Keras wrote it. Received: {str(written)[:40]}")
     check_version(written, what)
     return written
@@ -316,9 +293,15 @@ def _check_weights(content: bytes, what: str) -> None:
     import h5py
 
     links: list[tuple[str, Any]] = []
+
+    def visit(name: str, link: Any) -> bool | None:
+        links.append((name, link))
+        return len(links) > _MOST_LINKS or None  # anything but None ends the visit
+
     try:
         with h5py.File(io.BytesIO(content), "r") as file:
-            file.visititems_links(lambda name, link: links.append((name, link)))
+            if file.visititems_links(visit):
+                _refuse(what, f"its weights have more than {_MOST_LINKS:,} parts")
             total = 0
             for name, link in links:
                 if not isinstance(link, h5py.HardLink):

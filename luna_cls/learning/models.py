@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -20,6 +23,8 @@ from luna_cls.learning.naming import build
 from luna_cls.learning.precision import bfloat16_is_native
 
 PRETRAINED, path_of = model_file.PRETRAINED, model_file.path_of  # the models that come with the package
+
+_MOST_VALUES = 1 << 27  # of the output of a layer for one cube: 512 MiB
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -254,21 +259,60 @@ def opened(file: ModelFile) -> keras.Model:
     """`load` of a file that was read and checked already.
 
     Raises:
-        InputError: If Keras cannot make a model of it.
+        InputError: If Keras cannot make a model of it, or only one that is too large for its file.
     """
     try:
+        _check_size(file)
         with TemporaryDirectory() as private:  # Keras opens paths alone, and a path may change its file
             path = Path(private) / "model.keras"
             path.write_bytes(file.content)
             model = keras.saving.load_model(path, compile=False, safe_mode=True)
+        return fused(model, in_float32=not bfloat16_is_native())
+    except InputError:
+        raise
     except Exception as error:  # whatever a hostile or damaged file makes Keras raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
             f"{file.what} cannot be loaded as a Keras model: {model_file.printable(reason)}"
         ) from error
-    if not isinstance(model, keras.Model) or "layers" not in model.get_config():
-        raise InputError(f"{file.what} is not a Keras model of layers. Received: a {type(model).__name__}.")
-    return fused(model, in_float32=not bfloat16_is_native())
+
+
+def _check_size(file: ModelFile) -> None:
+    """Refuses a model that takes more memory than its file stands for, before any of it is taken."""
+
+    def sizes() -> tuple[str, int, int]:
+        """What it is; how many weights it has; how many values the largest output of a layer has."""
+        with keras.StatelessScope(initialize_variables=False):
+            model = keras.saving.deserialize_keras_object(deepcopy(dict(file.config)), safe_mode=True)
+            if not isinstance(model, keras.Model) or "layers" not in model.get_config():
+                return type(model).__name__, 0, 0
+            return "", model.count_params(), max(_output_sizes(model), default=0)
+
+    # Keras keeps, for each thread, a list of variables without values; this one ends with its thread.
+    with ThreadPoolExecutor(1) as thread:
+        other, weights, values = thread.submit(sizes).result()
+    if other:
+        raise InputError(f"{file.what} is not a Keras model of layers. Received: a {other}.")
+    if weights > file.weight_bytes:  # one takes a byte at least
+        raise InputError(
+            f"{file.what} cannot be loaded as a Keras model: its layers ask for {weights:,} weights, and "
+            f"there are {file.weight_bytes:,} bytes of them."
+        )
+    if values > _MOST_VALUES:
+        raise InputError(
+            f"{file.what} cannot be loaded as a Keras model: a layer of it makes {values:,} numbers of one "
+            f"cube; at most {_MOST_VALUES:,} are made."
+        )
+
+
+def _output_sizes(model: keras.Model) -> Iterator[int]:
+    """How many values each operation of a model, and of the models in it, gives for one cube."""
+    for operation in getattr(model, "operations", model.layers):
+        for node in operation._inbound_nodes:
+            for tensor in node.output_tensors:
+                yield math.prod(edge for edge in tensor.shape if edge is not None)
+        if isinstance(operation, keras.Model):
+            yield from _output_sizes(operation)
 
 
 def fused(model: keras.Model, *, in_float32: bool = False) -> keras.Model:
