@@ -1,3 +1,4 @@
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -15,12 +16,13 @@ from luna_cls.cli import app
 from luna_cls.cubes.preparation import prepare
 from luna_cls.cubes.store import CubeStore
 from luna_cls.errors import InputError
-from luna_cls.files import sha256, write_json
+from luna_cls.files import read_series_uids, sha256, write_json
 from luna_cls.inference import exports
 from luna_cls.inference.options import Options
 from luna_cls.inference.predictor import predict
 from luna_cls.learning import models
 from luna_cls.learning.training import train
+from luna_cls.reports.page import write_report
 from luna_cls.scans.luna16 import LunaTree
 from luna_cls.scans.phantom import write_phantom
 from luna_cls.scans.proposals import propose
@@ -139,9 +141,7 @@ def test_without_a_list_points_are_proposed(run, tmp_path, run_cli):
 
 def test_a_scan_without_lungs_is_listed(run, small_tree, tmp_path):
     """Scans of texture hold no lung: if it is so with every one, the reason is told."""
-    with pytest.raises(
-        InputError, match=r"Not one candidate could be scored.* No lung was found in the scan"
-    ):
+    with pytest.raises(InputError, match=r"Not one scan could be read.* No lung was found in the scan"):
         predict(run / "model.keras", [small_tree], None, tmp_path / "out")
 
 
@@ -261,7 +261,7 @@ def test_if_no_scan_can_be_read_the_reason_is_told(run, tree, tmp_path):
     """With its only scan truncated, a prediction is refused with the reason, and nothing is written."""
     _truncate(tree, 1)
 
-    with pytest.raises(InputError, match=r"Not one candidate could be scored.*truncated"):
+    with pytest.raises(InputError, match=r"Not one scan could be read.*truncated"):
         predict(run / "model.keras", [tree / "subset1"], tree / "candidates_V2.csv", tmp_path / "out")
 
     assert not (tmp_path / "out").exists()
@@ -372,7 +372,7 @@ def test_a_calibration_of_another_model_is_refused(calibrated, small_tree, tmp_p
 
     with pytest.raises(InputError, match="was fitted to another model than"):
         predict(calibrated, *scans)
-    with pytest.raises(InputError, match="No calibration at nowhere"):
+    with pytest.raises(InputError, match=r"No calibration at .*nowhere"):
         predict(calibrated, *scans, Options(calibration="nowhere"))
     assert not (tmp_path / "out").exists()
 
@@ -591,3 +591,92 @@ def test_a_wrong_export_is_one_line(tmp_path, monkeypatch, arguments, words):
     assert words in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_writer_that_breaks_takes_nothing_from_the_findings(run, small_tree, tmp_path, monkeypatch):
+    """Whatever it raises is a line in failures.csv with its name; a full disk ends everything."""
+    out, candidates = tmp_path / "out", small_tree / "candidates_V2.csv"
+
+    def breaks(findings, folder):
+        raise KeyError("1.2.3")
+
+    def finds_the_disk_full(findings, folder):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setitem(exports.WRITERS, "json", breaks)
+    made = predict(run / "model.keras", [small_tree], candidates, out, Options(formats=("json",)))
+    monkeypatch.setitem(exports.WRITERS, "json", finds_the_disk_full)
+    with pytest.raises(OSError, match="No space left"):
+        predict(run / "model.keras", [small_tree], candidates, tmp_path / "full", Options(formats=("json",)))
+
+    assert len(made.findings) == 40
+    assert made.failures["reason"].tolist() == ["json: KeyError: '1.2.3'"] * 4
+    assert not (tmp_path / "full").exists()
+    page = write_report(out).read_text()
+    assert "4 findings files could not be written." in page
+    assert "4 of 4" in page
+
+
+def test_earlier_findings_outlive_a_disk_that_is_away(run, tree, tmp_path):
+    """With its scans gone a resumed prediction is refused; back in place, all is as it was, untouched."""
+    out, candidates = tmp_path / "out", tree / "candidates_V2.csv"
+    listed = tmp_path / "list.csv"
+    pd.DataFrame({"path": sorted(map(str, tree.rglob("*.mhd")))}).to_csv(listed, index=False)
+    predict(run / "model.keras", [listed], candidates, out)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    away = {path: path.rename(tmp_path / path.name) for path in tree.glob("subset*")}
+
+    with pytest.raises(InputError, match=r"Not one scan could be read\. The first reason: No scan at"):
+        predict(run / "model.keras", [listed], candidates, out, resume=True)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+    for path, place in away.items():
+        place.rename(path)
+    made = predict(run / "model.keras", [listed], candidates, out, resume=True)
+    assert len(made.findings) == 40
+    notes = [path for path in before if path.name == "scan.json"]
+    assert {path: path.stat().st_mtime_ns for path in notes} == {path: before[path] for path in notes}
+
+
+def test_a_scan_without_findings_is_a_result(run, tree, tmp_path):
+    """One scan has no candidate, the other cannot be read: no finding, one failure."""
+    _truncate(tree, 1)
+    candidates = _read(tree / "candidates_V2.csv")
+    candidates[candidates["seriesuid"] == "1.2.826.0.2"].to_csv(tmp_path / "c.csv", index=False)
+
+    made = predict(
+        run / "model.keras", [tree / "subset0", tree / "subset1"], tmp_path / "c.csv", tmp_path / "out"
+    )
+
+    assert (made.num_scans, made.num_findings, len(made.failures)) == (1, 0, 1)
+    assert len(pd.read_csv(tmp_path / "out" / "findings.csv")) == 0
+
+
+def test_names_with_blanks_are_names(run, small_tree, tmp_path):
+    """'patient 1' and 'patient 2' are two scans, in every list and on the page."""
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    tables = []
+    candidates = _read(small_tree / "candidates_V2.csv")
+    for number, path in enumerate(sorted(small_tree.rglob("*.mhd"))[:2], 1):
+        sitk.WriteImage(sitk.ReadImage(str(path)), str(folder / f"patient {number}.nrrd"))
+        tables.append(candidates[candidates["seriesuid"] == path.stem].assign(seriesuid=f"patient {number}"))
+    pd.concat(tables).to_csv(tmp_path / "c.csv", index=False)
+
+    predict(run / "model.keras", [folder], tmp_path / "c.csv", tmp_path / "out")
+
+    assert read_series_uids(tmp_path / "out" / "seriesuids.csv") == ["patient 1", "patient 2"]
+    assert "2 of 2" in write_report(tmp_path / "out").read_text()
+
+
+def test_what_predict_has_made_is_no_scan(run, tree, tmp_path):
+    """An output within the folder that is searched: spheres on the grid of a scan are not read as scans."""
+    out, candidates = tree / "out", tree / "candidates_V2.csv"
+    options = Options(formats=("nifti",), threshold=0.0)
+    made = predict(run / "model.keras", [tree], candidates, out, options)
+
+    again = predict(run / "model.keras", [tree], candidates, out, options, resume=True)
+
+    assert len(list(out.rglob("*.nii.gz"))) == 8
+    assert again.num_scans == made.num_scans == 4
+    assert again.failures.empty

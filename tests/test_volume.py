@@ -1,3 +1,4 @@
+import os
 import re
 import shutil
 import zlib
@@ -327,3 +328,36 @@ def test_lung_masks_are_not_taken_for_scans(small_tree, tmp_path):
 
     assert len(found) == 4
     assert all("seg-lungs" not in str(source.path) for source in found)
+
+
+def test_folders_behind_links_are_searched_once(tmp_path, write_scan):
+    """A link to a folder leads into it; a loop of links ends; each scan is found once."""
+    write_scan(tmp_path / "real", "1.2", np.zeros((4, 4, 4), np.int16))
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "a").symlink_to(tmp_path / "real")
+    (tmp_path / "real" / "loop").symlink_to(tmp_path / "links")
+
+    (found,) = find_scans([tmp_path / "links"])
+
+    assert found.series_uid == "1.2"
+
+
+def test_a_list_without_a_path_is_refused(tmp_path):
+    """A header line alone lists no scan."""
+    (tmp_path / "night.csv").write_text("path\n\n")
+
+    with pytest.raises(InputError, match=r"night\.csv lists no scan\. Give at least one path"):
+        find_scans([tmp_path / "night.csv"])
+
+
+def test_a_name_that_is_no_text_can_be_written(tmp_path, write_scan):
+    """A byte that is no UTF-8 is spelled out in the series UID, and the scan is read."""
+    path = write_scan(tmp_path, "plain", np.zeros((4, 4, 4), np.int16))
+    image = sitk.ReadImage(str(path))
+    sitk.WriteImage(image, str(tmp_path / "x.nrrd"))
+    strange = tmp_path / os.fsdecode(b"gr\xf6sse.nrrd")
+    (tmp_path / "x.nrrd").rename(strange)
+
+    (found,) = find_scans([strange])
+
+    assert found.series_uid.encode() == b"gr\\udcf6sse"

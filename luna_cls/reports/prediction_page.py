@@ -25,7 +25,7 @@ _FAILED = {  # by status: what it was, and what became of it
     NO_SCAN: ("scan", "could not be found: nothing is known of them."),
     OUTSIDE: ("candidate", "could not be scored."),
     TWICE: ("scan file", "had the series UID of one that was read, and were not."),
-    EXPORT: ("file of findings", "could not be written."),
+    EXPORT: ("findings file", "could not be written."),
 }
 
 
