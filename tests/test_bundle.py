@@ -233,7 +233,9 @@ def test_an_unfinished_run_makes_no_bundle(run, tmp_path, missing):
     assert not (tmp_path / "bundle").exists()
 
 
-@pytest.mark.parametrize("spacing_mm", ["x", 1e308, True, 0, 10**400], ids=["word", "huge", "true", "0", "long"])
+@pytest.mark.parametrize(
+    "spacing_mm", ["x", 1e308, True, 0, 10**400], ids=["word", "huge", "true", "0", "long"]
+)
 def test_a_spacing_that_is_none_is_refused(run, spacing_mm):
     """By whatever opens the run, in one line that names the file."""
     environment = json.loads((run / "environment.json").read_text())
