@@ -219,10 +219,8 @@ def test_a_goal_that_is_none_is_one_line(run, run_cli, option, value, words):
         ("[]", "holds no calibration (it holds no JSON object. Received: a list"),
         ("[" * 200_000, "holds no calibration (it is refused: it is nested more than 64 deep"),
         (
-            '{"fitted_on": {"model_sha256": "0"}, "method": "platt", "parameters": {"intercept": 0, "slope": '
-            + "1"
-            + "0" * 400
-            + "}}",
+            '{"fitted_on": {"model_sha256": "0"}, "method": "platt", "parameters": '
+            '{"intercept": 0, "slope": 1' + "0" * 400 + "}}",
             "holds no calibration (OverflowError",
         ),
         ("{}", "holds no calibration (KeyError: 'fitted_on')"),

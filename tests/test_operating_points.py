@@ -410,17 +410,7 @@ def test_a_point_that_later_steps_could_not_use_is_refused(tmp_path, changed):
         '{"points": [{"goal": "luck", "value": 1}]}',
         '{"points": [{"goal": "sensitivity", "value": 0.9}]}',
     ],
-    ids=[
-        "empty",
-        "list",
-        "deep",
-        "no points",
-        "null",
-        "fitted on a list",
-        "words",
-        "no goal",
-        "no threshold",
-    ],
+    ids=["empty", "list", "deep", "no points", "null", "fitted on", "words", "no goal", "no threshold"],
 )
 def test_a_file_without_operating_points_is_refused(tmp_path, text):
     """One line, with the command that makes it anew."""

@@ -149,7 +149,7 @@ def test_of_a_real_nodule_the_shipped_model_looks_at_the_nodule(real_data):
 
 @pytest.mark.usefixtures("float32_policy")
 def test_what_cannot_be_explained_is_refused():
-    """Cubes of another size, and a model without the window: one line each."""
+    """Cubes of another size, a model without the window, one that looks past it: one line each."""
     model = models.get("seed_cnn", **NETWORKS["seed_cnn"])
     bare = keras.Sequential([keras.Input((12, 12, 12, 1)), keras.layers.Flatten(), keras.layers.Dense(1)])
 
@@ -157,6 +157,13 @@ def test_what_cannot_be_explained_is_refused():
         saliency(model, _cubes(11))
     with pytest.raises(InputError, match="has no layer hu_window_clip"):
         saliency(bare, _cubes(12))
+    hu = keras.Input((12, 12, 12, 1), dtype="int16")
+    windowed = hu
+    for layer in models.seed_cnn(12, filters=(1,)).layers[:2]:
+        windowed = layer(windowed)
+    both = keras.layers.Flatten()(keras.layers.Add(dtype="float32")([windowed, hu]))
+    with pytest.raises(InputError, match="reads more than what its layer hu_window_clip gives"):
+        saliency(keras.Model(hu, keras.layers.Dense(1)(both)), _cubes(12))
 
 
 def test_a_map_is_read_back_where_its_cube_is(tmp_path):

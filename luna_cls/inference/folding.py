@@ -24,7 +24,8 @@ def fast(model: keras.Model) -> Callable[[Cubes], NDArray[np.float32]]:
     their layer computes in. What a pooling leaves out is not computed. Dropout is gone.
 
     The logits are those of the model up to rounding. Those of a cube depend neither on the other cubes of
-    its batch nor on its place among them; only for a batch of another size may they be rounded otherwise. The model's weights are read once: later changes do not count.
+    its batch nor on its place among them; in a batch of another size they may be rounded otherwise. The
+    model's weights are read once: later changes do not count.
 
     A model with layers that are not known here, or quantised ones, runs itself, as on other backends and on
     GPUs.

@@ -16,7 +16,8 @@ from scipy import ndimage
 from luna_cls.cubes.cutting import CubeSpec
 from luna_cls.errors import InputError
 from luna_cls.files import written_whole
-from luna_cls.scans.readers.nifti import RAS_TO_LPS
+from luna_cls.scans.grid import Grid
+from luna_cls.scans.readers.nifti import header_of
 
 LUNG_HU = -850.0  # the baseline: a cube of nothing but lung
 STEPS = 32  # on the way from the baseline to a cube
@@ -76,12 +77,10 @@ def write_saliency(path: Path, values: Maps, center_xyz_mm: ArrayLike, spacing_m
         spacing_mm: Between its voxels.
     """
     corner_zyx_mm = [CubeSpec(edge, spacing_mm).offsets_mm[0] for edge in values.shape]
-    affine = np.diag([*RAS_TO_LPS * spacing_mm, 1.0])
-    affine[:3, 3] = RAS_TO_LPS * (np.asarray(center_xyz_mm, float) + corner_zyx_mm[::-1])
-    image = nibabel.Nifti1Image(np.asarray(values, np.float32).T, affine)
-    image.header.set_xyzt_units("mm")
-    image.set_sform(affine, code="scanner")
-    image.set_qform(affine, code="scanner")
+    origin_xyz_mm = np.asarray(center_xyz_mm, float) + corner_zyx_mm[::-1]
+    grid = Grid(values.shape, (spacing_mm,) * 3, origin_xyz_mm)
+    header = header_of(grid, np.float32, "what raised the logit of a nodule")
+    image = nibabel.Nifti1Image(np.asarray(values, np.float32).T, None, header)
     with written_whole(path) as temporary:
         temporary.write_bytes(gzip.compress(image.to_bytes(), mtime=0))
 
@@ -105,7 +104,13 @@ def _parted(model: keras.Model) -> tuple[keras.Model, keras.Model]:
             "one with luna-cls train."
         )
     windowed = model.get_layer(WINDOWED).output
-    return keras.Model(model.inputs[0], windowed), keras.Model(windowed, model.outputs[0])
+    try:
+        return keras.Model(model.inputs[0], windowed), keras.Model(windowed, model.outputs[0])
+    except ValueError as error:  # as Keras says it of a graph with another way in
+        raise InputError(
+            f"The model {model.name} reads more than what its layer {WINDOWED} gives: what raises its logits "
+            "cannot be told. Train one with luna-cls train."
+        ) from error
 
 
 def _gradient_of(network: keras.Model) -> Callable[[Maps], Maps]:
