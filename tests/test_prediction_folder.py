@@ -54,6 +54,14 @@ def test_a_scan_whose_findings_are_gone_is_not_done(folder):
     assert folder.done("1.2.3", MADE) is None
 
 
+def test_a_scan_that_lacks_a_format_is_not_done(folder):
+    """What could not be written is tried again."""
+    with folder.writing(Outcome("1.2.3", 0, [("1.2.3", None, "export", "sr: broken")]), MADE) as scan:
+        (scan / "findings.csv").touch()
+
+    assert folder.done("1.2.3", MADE) is None
+
+
 def test_a_second_one_with_force_is_refused_while_the_first_is_at_work(folder):
     """Nothing of the first goes."""
     with (

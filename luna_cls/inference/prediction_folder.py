@@ -181,13 +181,14 @@ class PredictionFolder:
         return self.path / _SCANS / _folder_name(series_uid)
 
     def done(self, series_uid: str, made: Made) -> Outcome | None:
-        """What became of a scan, if it was done, from what is there now; else None."""
+        """What became of a scan, if it was done, from what is there now and in all formats; else None."""
         try:
             note = json.loads((self.of_scan(series_uid) / _NOTE).read_text(encoding="utf-8"))
             is_same = Made(note["files"], note["candidates"]) == Made(list(made.files), made.candidates)
             is_same = is_same and (self.of_scan(series_uid) / FINDINGS).is_file()
             failures = [(series_uid, row, status, reason) for row, status, reason in note["failures"]]
-            return Outcome(series_uid, note["num_findings"], failures) if is_same else None
+            is_whole = not any(status == EXPORT for _, _, status, _ in failures)
+            return Outcome(series_uid, note["num_findings"], failures) if is_same and is_whole else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
