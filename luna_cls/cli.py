@@ -767,7 +767,7 @@ def _failed(folder: Path, count: int) -> int:
     if not count:
         return DONE
     failures = folder / "failures.csv"
-    _say(f"luna-cls: not all could be used: {failures} says what and why, in {count} lines.")
+    _say(f"luna-cls: not all could be used: {failures} says what and why, in {count} line{'s'[: count > 1]}.")
     return SOME_FAILED
 
 

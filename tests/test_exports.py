@@ -86,7 +86,9 @@ def test_a_format_that_is_unknown_is_refused():
     """The line says which there are."""
     exports.check(["json", "sr"])
 
-    with pytest.raises(InputError, match=r"as 'dcm'\. Beside csv, choose among json, slicer, nifti, sr\.$"):
+    with pytest.raises(
+        InputError, match=r"as 'dcm'\. Choose among json, slicer, nifti, sr, html; or none\.$"
+    ):
         exports.check(["json", "dcm"])
 
 

@@ -681,12 +681,15 @@ def test_one_scan_is_spoken_of_as_one(own):
     findings = pd.read_csv(folder / "findings.csv", dtype={"seriesuid": str}).head(1).assign(probability=0.2)
     findings.to_csv(folder / "findings.csv", index=False)
     (folder / "seriesuids.csv").write_text(f"{findings['seriesuid'].iloc[0]}\n")
-    (folder / "failures.csv").write_text("seriesuid,row,status,reason\na,,x,y\na,1,x,y\na,2,x,y\n")
+    (folder / "failures.csv").write_text(
+        "seriesuid,row,status,reason\na,,unreadable,y\na,1,outside,y\na,2,outside,y\n"
+    )
 
     text = Parsed(write_report(folder).read_text()).text
 
     assert "In the one scan there is no place with a probability of 1/2 or more." in text
-    assert "1 scan and 2 candidates could not be used." in text
+    assert "1 scan could not be read: nothing is known there." in text
+    assert "2 candidates could not be scored." in text
 
 
 @pytest.mark.parametrize(

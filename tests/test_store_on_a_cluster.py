@@ -99,7 +99,7 @@ def test_a_bad_scan_stops_neither_the_cluster_nor_the_store(
 
     assert done.returncode == 3
     assert "30 cubes of 3 scans" in done.stderr
-    assert "failures.csv says which and why" in done.stderr
+    assert "failures.csv says what and why, in 1 line." in done.stderr
 
 
 def test_what_a_process_began_a_cluster_ends(small_tree, small_store, scheduler, tmp_path):

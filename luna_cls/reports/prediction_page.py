@@ -21,10 +21,10 @@ MOST_FINDINGS = 12
 MOST_ROWS = 50
 LIKELY = 0.5  # where prediction.json names no threshold
 _FAILED = {  # by status: what it was, and what became of it
-    UNREADABLE: ("scan", "could not be read: nothing is known of them."),
-    NO_SCAN: ("scan", "could not be found: nothing is known of them."),
+    UNREADABLE: ("scan", "could not be read: nothing is known there."),
+    NO_SCAN: ("scan", "could not be found: nothing is known there."),
     OUTSIDE: ("candidate", "could not be scored."),
-    TWICE: ("scan file", "had the series UID of one that was read, and were not."),
+    TWICE: ("scan file", "not read: its series UID is that of one that was."),
     EXPORT: ("findings file", "could not be written."),
 }
 
