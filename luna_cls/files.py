@@ -61,7 +61,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` as indented JSON, keys in the order given, NaN as null, whole or not at all."""
-    write_text(path, json.dumps(_without_nan(value), indent=2, allow_nan=False) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """What `write_json` writes."""
+    return json.dumps(_without_nan(value), indent=2, allow_nan=False) + "\n"
 
 
 def read_json(content: bytes, what: str) -> dict[str, Any]:

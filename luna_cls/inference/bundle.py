@@ -12,12 +12,11 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from luna_cls.cubes.cutting import CubeSpec
 from luna_cls.errors import InputError
-from luna_cls.files import MOST_JSON_BYTES, read_json, require_new, whole_folder, write_json, written_whole
+from luna_cls.files import MOST_JSON_BYTES, json_text, read_json, require_new, whole_folder, written_whole
 from luna_cls.inference import model_card
 from luna_cls.inference.model_card import CARD, ENVIRONMENT, METRICS, NO_LICENCE, SETTINGS
 from luna_cls.judging import calibrated_run
@@ -164,14 +163,11 @@ def write_bundle(
     else:
         require_new(out, force=force, sign=CARD, inputs=[run])
     model = ModelFile.read(run / MODEL)
-    card = {**model_card.of_run(run, model, name or run.resolve().name, licence or NO_LICENCE)}
+    card = model_card.of_run(run, model, name or run.resolve().name, licence or NO_LICENCE)
     card |= facts or {}
     model_card.check(card, str(out))
     points = run / OPERATING_POINTS
-    with TemporaryDirectory() as temporary:
-        card_path = Path(temporary) / CARD
-        write_json(card_path, card)
-        files = {CARD: card_path.read_bytes(), MODEL: model.content}
+    files = {CARD: json_text(card).encode(), MODEL: model.content}
     if card["calibration"] and points.is_file():  # else nothing was looked at there
         files[OPERATING_POINTS] = points.read_bytes()
     if is_zip:

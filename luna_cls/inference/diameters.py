@@ -12,8 +12,6 @@ from luna_cls.cubes.cutting import CubeSpec, cut_cubes
 from luna_cls.scans.proposals import DENSEST_HU
 from luna_cls.scans.volume import AIR_HU, CTVolume
 
-DIAMETER = "diameter_mm"  # column: as in LUNA16's annotations
-
 CUT = CubeSpec(size_vox=61, spacing_mm=0.8)  # 48 mm: room around a nodule of 32 mm
 LEAST_RESPONSE_HU = 100.0  # of the Laplacian: what is fainter is noise or a hint of haze
 LEAST_CONTRAST_HU = 120.0  # between a nodule and the lung around it

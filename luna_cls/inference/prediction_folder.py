@@ -208,10 +208,16 @@ class PredictionFolder:
             }
             write_json(folder / _NOTE, note)
 
-    def finish(self, uids: Sequence[str], outcomes: Mapping[str, Outcome], extra: Sequence[Failure]) -> None:
-        """Writes the tables of all scans, in the order of `uids`; `extra` are failures of no scan's own."""
-        failures = [failure for uid in uids for failure in outcomes[uid].failures]
-        write_csv(self.path / FAILURES, failures_table([*failures, *extra]))
+    def finish(
+        self, uids: Sequence[str], outcomes: Mapping[str, Outcome], extra: Sequence[Failure]
+    ) -> pd.DataFrame:
+        """Writes the tables of all scans, in the order of `uids`; `extra` are failures of no scan's own.
+
+        Returns:
+            That of the failures.
+        """
+        failures = failures_table([*(row for uid in uids for row in outcomes[uid].failures), *extra])
+        write_csv(self.path / FAILURES, failures)
         write_text(self.path / SERIES_UIDS, "".join(f"{uid}\n" for uid in uids))
         with (
             written_whole(self.path / FINDINGS) as temporary,
@@ -226,6 +232,7 @@ class PredictionFolder:
                     all_of.write("" if header else first)
                     header = header or first
                     shutil.copyfileobj(own, all_of)
+        return failures
 
 
 def failures_table(failures: Sequence[Failure]) -> pd.DataFrame:

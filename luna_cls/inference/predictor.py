@@ -15,7 +15,6 @@ import pandas as pd
 
 from luna_cls import __version__
 from luna_cls.errors import InputError
-from luna_cls.files import PREDICTION, require_new
 from luna_cls.inference.bundle import Bundle, open_bundles
 from luna_cls.inference.options import PAGE, Options
 from luna_cls.inference.pipeline import Task, WritePage, read_scans
@@ -26,7 +25,6 @@ from luna_cls.inference.prediction_folder import (
     Failure,
     Outcome,
     PredictionFolder,
-    failures_table,
 )
 from luna_cls.inference.scoring import Scorer
 from luna_cls.learning.model_file import PRETRAINED
@@ -127,8 +125,6 @@ def predict(
     inputs = [member.model_path for member in members] + [source.path for source in found]
     if candidates_path is not None:
         inputs.append(Path(candidates_path))
-    if not (resume or out.exists()):
-        require_new(out, force=force, sign=PREDICTION)
     candidates = _candidates(candidates_path, sources)
     about = _about(members, options, candidates)
     folder = PredictionFolder(out)
@@ -147,17 +143,15 @@ def predict(
             if on_progress:
                 on_progress(len(of_scan), len(sources))
         uids = [source.series_uid for source in sources]
-        twice = _named_twice(found, sources)
-        failures = failures_table([*(row for uid in uids for row in of_scan[uid].failures), *twice])
-        num_findings = sum(outcome.num_findings for outcome in of_scan.values())
         if not any(outcome.is_read for outcome in of_scan.values()):
-            raise InputError(f"Not one scan could be read. The first reason: {failures['reason'].iloc[0]}")
-        folder.finish(uids, of_scan, twice)
+            reason = of_scan[uids[0]].failures[0][-1]
+            raise InputError(f"Not one scan could be read. The first reason: {reason}")
+        failures = folder.finish(uids, of_scan, _named_twice(found, sources))
     return Prediction(
         out,
         failures,
         sum(outcome.is_read for outcome in of_scan.values()),
-        num_findings,
+        sum(outcome.num_findings for outcome in of_scan.values()),
         [str(member.calibration) if member.calibration else None for member in members],
         about["threshold"],
     )

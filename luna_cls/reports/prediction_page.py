@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from luna_cls.cubes.store import NO_SCAN, OUTSIDE, UNREADABLE
 from luna_cls.errors import InputError
-from luna_cls.files import POINT_COLUMNS
+from luna_cls.files import POINT_COLUMNS, PREDICTION
 from luna_cls.inference.prediction_folder import EXPORT, TWICE, PredictionFolder
 from luna_cls.reports import figures
 from luna_cls.reports.blocks import Page, Section, Table, Uid, plural, probability
@@ -47,12 +49,13 @@ def prediction_page(folder: Path, cubes: Cubes) -> Page:
     listed = folder / "seriesuids.csv"
     uids = listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else []
     uids = uids or list(dict.fromkeys(findings["seriesuid"]))
-    threshold = _threshold(folder)
+    about = read_json(folder / PREDICTION)
+    threshold = LIKELY if about is None else float(about.get("threshold", LIKELY))
     level = "1/2" if threshold == LIKELY else probability(threshold)
     likely = _places(findings[findings["probability"] >= threshold])
     is_unread = failures["status"].isin([UNREADABLE, NO_SCAN])
     unread = failures.loc[is_unread, "seriesuid"].nunique()
-    calibrated = _calibration_in_words(folder)
+    calibrated = _calibration_in_words(about, folder / PREDICTION)
     return Page(
         kind="Findings",
         title=folder.resolve().name,
@@ -89,13 +92,6 @@ def prediction_page(folder: Path, cubes: Cubes) -> Page:
     )
 
 
-def _threshold(folder: Path) -> float:
-    """The probability from which the findings are marked for readers."""
-    path = folder / "prediction.json"
-    about = read_json(path)
-    return float((about or {}).get("threshold", LIKELY))
-
-
 def _verdict(likely: pd.DataFrame, level: str, num_scans: int) -> str:
     places, with_any = len(likely), likely["seriesuid"].nunique()
     level = f"with a probability of {level} or more"
@@ -109,10 +105,8 @@ def _verdict(likely: pd.DataFrame, level: str, num_scans: int) -> str:
     )
 
 
-def _calibration_in_words(folder: Path) -> str:
+def _calibration_in_words(about: Mapping[str, Any] | None, path: Path) -> str:
     """Whether probabilities are calibrated, and by what; empty where the folder does not tell."""
-    path = folder / "prediction.json"
-    about = read_json(path)
     if about is None:
         return ""
     need(about, path, "calibration")
