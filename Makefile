@@ -19,7 +19,7 @@ openvino_NEEDS := 'openvino == 2026.4.1'
 MODEL := runs/model
 CLI := $(BIN)/luna-cls
 
-.PHONY: demo test coverage test-jax test-torch peers openvino model lint clean
+.PHONY: demo test notebooks coverage test-jax test-torch peers openvino model lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/luna-cls demo --out runs/demo --force
@@ -30,8 +30,12 @@ PYTEST := python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadsco
 
 test: $(VENV)/installed-dev
 	$(BIN)/$(PYTEST) tests
-	$(BIN)/python -m pytest --nbmake notebooks
+	LUNA_CLS_NOTEBOOKS=small $(BIN)/python -m pytest --nbmake notebooks
 	$(MAKE) test-jax
+
+# Runs every notebook at full size, and keeps what it shows: some hours on two cores.
+notebooks: $(VENV)/installed-dev
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout=14400 --overwrite notebooks
 
 # Which lines the tests reach; watching them takes half as long again.
 coverage: $(VENV)/installed-dev
