@@ -2,6 +2,7 @@ import pytest
 
 from luna_cls.judging import verdicts
 from luna_cls.judging.paired_bootstrap import Difference
+from luna_cls.judging.resampled_metrics import LESS_IS_BETTER
 
 BETTER = Difference(0.0212, 0.0088, 888)
 
@@ -125,3 +126,48 @@ def test_several_equal_best_beat_whom_each_of_them_beats():
         "a and c have the same CPM, 0.850, the highest. Each of them is better than b by 0.050 CPM. "
         "Not each of them can be told from d with these 300 scans."
     )
+
+
+BY_SEEDS = Difference(0.1, 0.01, 40, 0.2 / 3**0.5, 3)
+
+
+def test_several_seeds_are_named_beside_the_scans():
+    """Three seeds 0.2 apart on 40 scans: more seeds are needed, and they are what is asked for."""
+    assert verdicts.of_pair(("a", "b"), "average_precision", BY_SEEDS, BY_SEEDS.p, 1) == (
+        "a and b cannot be told apart with these 40 scans and 3 seeds: a is ahead by 0.100 average precision "
+        f"(95 % {0.1 - 0.4972:.3f} to {0.1 + 0.4972:.3f}). About 37 seeds would be needed."
+    )
+    pairs, scores = {("a", "b"): BY_SEEDS}, {"a": 0.6, "b": 0.5}
+    assert verdicts.of_all("balanced_accuracy", scores, pairs, [0.6]) == (
+        "a has the highest balanced accuracy, 0.600. It cannot be told from b with these 40 scans and 3 seeds."
+    )
+    same = Difference(0.0, 0.01, 40, 0.1, 3)
+    assert verdicts.of_pair(("a", "b"), "auc", same, 1.0, 1) == (
+        "a and b cannot be told apart with these 40 scans and 3 seeds: they have the same AUC."
+    )
+
+
+def test_scans_are_asked_for_where_seeds_hardly_differ():
+    """A standard error of 0.1 by 40 scans and of 0.001 by three seeds."""
+    by_scans = Difference(0.1, 0.1, 40, 0.001, 3)
+
+    sentence = verdicts.of_pair(("a", "b"), "cpm", by_scans, by_scans.p, 1)
+
+    assert sentence.endswith(" About 340 scans would be needed.")  # 40 · (2.0227 + 0.8511)² / 0.997
+
+
+def test_both_are_asked_for_where_neither_would_do():
+    """0.1 by scans and 0.1 by three seeds, of a difference of 0.1; without an interval nothing is asked for."""
+    both = Difference(0.1, 0.1, 40, 0.1, 3)
+
+    sentence = verdicts.of_pair(("a", "b"), "cpm", both, both.p, 1)
+
+    assert sentence.endswith(" More scans and more seeds would be needed.")
+    unknown = Difference(0.1, float("nan"), 40, 0.1, 3)
+    assert verdicts.of_pair(("a", "b"), "cpm", unknown, 1.0, 1).endswith("from so few scans).")
+
+
+def test_more_is_better_of_all_that_may_decide():
+    """A metric of which less is better has no words: none can be called better by it."""
+    assert not LESS_IS_BETTER & set(verdicts.IN_WORDS)
+    assert {"log_loss", "brier"} == LESS_IS_BETTER

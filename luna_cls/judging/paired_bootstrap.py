@@ -18,6 +18,7 @@ POWER = 0.8
 MOST_SEEDS = 100_000  # of which it is told how many are needed
 _ROUNDING = 1e-12  # far below what one candidate changes
 _LEAST_P = 1e-300
+_SLACK = 1e-3  # of a logarithm, for rounding where nearly all is of one chance
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Difference:
         def too_wide(log_p: float) -> float:
             return self._half_width(lambda freedom: t.isf(np.exp(log_p) / 2, freedom)) - distance
 
-        return float(np.exp(brentq(too_wide, np.log(low), np.log(high), xtol=1e-10)))
+        return float(np.exp(brentq(too_wide, np.log(low) - _SLACK, np.log(high) + _SLACK, xtol=1e-10)))
 
     def scans_needed(self, level: float = 0.05) -> int | None:
         """Scans that would show a difference as large as was seen, four times in five, with these seeds.
