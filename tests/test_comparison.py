@@ -293,9 +293,12 @@ def test_the_summary_is_what_the_file_holds(simulated, tmp_path):
     assert (read["num_scans"], read["num_nodules"]) == (60, len(nodules))
     assert read["bootstrap"] == {"resamples": 1000, "seed": 0}
     assert set(read["pairs"][0]) == {
-        "a", "b", "verdict", "differences", "p_holm", "scans_needed", "delong", "mcnemar", "over_folds",
+        "a", "b", "verdict", "differences", "p_holm", "scans_needed", "seeds_needed", "delong", "mcnemar",
+        "over_folds",
     }  # fmt: skip
-    assert set(read["pairs"][0]["differences"]["cpm"]) == {"difference", "interval_95", "p"}
+    assert set(read["pairs"][0]["differences"]["cpm"]) == {
+        "difference", "interval_95", "p", "scan_error", "seed_error",
+    }  # fmt: skip
     assert read["verdict"] == read["pairs"][0]["verdict"]
 
 

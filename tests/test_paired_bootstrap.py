@@ -131,7 +131,7 @@ def test_a_difference_far_beyond_doubt_has_a_p_of_nearly_0():
 
 
 def test_seeds_are_named_where_seeds_are_lacking():
-    """Seen 0.1. Seeds that spread by 0.2, and 0.01 by scans: 37 seeds; 0.001 by seeds, 0.1 by scans: scans."""
+    """Seen 0.1: 37 seeds if they spread by 0.2 and 0.01 is by scans; scans if 0.1 is by those."""
     by_seeds = Difference(0.1, 0.01, 100, 0.2 / 3**0.5, 3)
     # By 100 scans (1.9842 + 0.8452)² · 0.01² / 0.1² = 0.080; the other 0.920 is for seeds:
     # (2.0281 + 0.8517)² · 0.2² / 0.1² / 0.920 = 36.06, with the 36 degrees of freedom of 37; of 36, 36.11.

@@ -61,7 +61,7 @@ def test_seeds_are_drawn_as_scans_are():
 @settings(deadline=None, max_examples=30)
 @given(seed=st.integers(0, 1000), systems=st.integers(2, 6), seeds=st.integers(1, 4))
 def test_one_is_first_in_every_draw(seed, systems, seeds):
-    """Shares of being first add up to 1, ranks lie in their intervals' reach, and the best mean ranks first."""
+    """Shares of being first add up to 1; the best mean ranks first, the worst last."""
     values = np.random.default_rng(seed).normal(size=(systems, seeds, 51)).round(1)
 
     actual = ranks({str(at): own for at, own in enumerate(values)}, seed)

@@ -139,7 +139,8 @@ def test_several_seeds_are_named_beside_the_scans():
     )
     pairs, scores = {("a", "b"): BY_SEEDS}, {"a": 0.6, "b": 0.5}
     assert verdicts.of_all("balanced_accuracy", scores, pairs, [0.6]) == (
-        "a has the highest balanced accuracy, 0.600. It cannot be told from b with these 40 scans and 3 seeds."
+        "a has the highest balanced accuracy, 0.600. It cannot be told from b with these 40 scans and 3 "
+        "seeds."
     )
     same = Difference(0.0, 0.01, 40, 0.1, 3)
     assert verdicts.of_pair(("a", "b"), "auc", same, 1.0, 1) == (
@@ -157,7 +158,7 @@ def test_scans_are_asked_for_where_seeds_hardly_differ():
 
 
 def test_both_are_asked_for_where_neither_would_do():
-    """0.1 by scans and 0.1 by three seeds, of a difference of 0.1; without an interval nothing is asked for."""
+    """Seen 0.1, 0.1 by scans and 0.1 by three seeds; without an interval nothing is asked for."""
     both = Difference(0.1, 0.1, 40, 0.1, 3)
 
     sentence = verdicts.of_pair(("a", "b"), "cpm", both, both.p, 1)

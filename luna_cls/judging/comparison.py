@@ -249,24 +249,26 @@ def _tables_of_all(
     """Of each system the labels of its tables, one for each seed; and the tables by label."""
     if len(submissions) < 2:
         raise InputError(f"A comparison takes two submissions or more. Received: {len(submissions)}.")
-    labels: dict[str, list[str]] = {}
-    tables: dict[str, pd.DataFrame] = {}
-    for name, given in submissions.items():
-        of_seeds = [given] if isinstance(given, pd.DataFrame) else list(given)
-        several = len(of_seeds) > 1
-        labels[name] = [
-            f"{name} ({at} of {len(of_seeds)})" if several else name for at in range(1, len(of_seeds) + 1)
-        ]
-        tables |= {
-            label: table.reset_index(drop=True) for label, table in zip(labels[name], of_seeds, strict=True)
-        }
-    first = next(iter(labels))
-    for name, own in labels.items():
-        if len(own) != len(labels[first]) or not own:
-            raise InputError(
-                f"Systems are compared by as many seeds each. Received: {len(labels[first])} of {first}, "
-                f"{len(own)} of {name}."
-            )
+    of_seeds = {
+        name: [given] if isinstance(given, pd.DataFrame) else list(given)
+        for name, given in submissions.items()
+    }
+    numbers = {len(tables) for tables in of_seeds.values()}
+    if len(numbers) > 1 or 0 in numbers:
+        received = ", ".join(f"{len(tables)} of {name}" for name, tables in of_seeds.items())
+        raise InputError(
+            f"Systems are compared by a submission of each, or as many seeds of each. Received: {received}."
+        )
+    (number,) = numbers
+    labels = {
+        name: [name] if number == 1 else [f"{name} ({at} of {number})" for at in range(1, number + 1)]
+        for name in of_seeds
+    }
+    tables = {
+        label: table.reset_index(drop=True)
+        for name, own in labels.items()
+        for label, table in zip(own, of_seeds[name], strict=True)
+    }
     return labels, tables
 
 
