@@ -15,7 +15,7 @@ from luna_cls.judging.comparison import compare
 from luna_cls.judging.paired_bootstrap import paired_difference
 from luna_cls.judging.resampled_metrics import resampled_metrics
 from luna_cls.judging.resampling import interval_95, scan_weights
-from luna_cls.judging.scored_system import CURVE_FPS_PER_SCAN
+from luna_cls.judging.scored_system import CURVE_FPS_PER_SCAN, curve_in_band
 
 UIDS = [f"1.2.{i}" for i in range(40)]
 
@@ -116,6 +116,7 @@ def test_intervals_stay_within_what_a_metric_can_be(retrained):
 
     actual = compare({"A": a[::2], "B": b[::2]}, None, resamples=20)
 
+    assert actual.froc is None  # without annotations
     for intervals in (actual.intervals_95["A"], actual.balanced_intervals_95["A"]):
         at_a_limit = 0
         for metric, (low, high) in intervals.items():
@@ -154,6 +155,16 @@ def test_the_curve_is_the_mean_over_seeds_within_a_band_over_scans(compared, ret
     bounds = interval_95(np.mean(at_one, axis=0)[:, 0])
     assert (actual["lower"][64], actual["upper"][64]) == pytest.approx(bounds)
     assert CURVE_FPS_PER_SCAN[64] == 1
+
+
+def test_a_curve_without_a_draw_that_has_nodules_has_no_band():
+    """It is the curve as seen, and its bounds are no numbers."""
+    seen = np.linspace(0, 1, 129)
+
+    actual = curve_in_band(np.stack([seen, np.full(129, np.nan)]))
+
+    assert actual["sensitivity"] == seen.tolist()
+    assert np.isnan([actual["lower"], actual["upper"]]).all()
 
 
 def test_folds_are_compared_by_the_mean_over_seeds(retrained):
@@ -269,7 +280,7 @@ def test_what_cannot_be_compared_is_refused_in_a_line(retrained):
 
 @pytest.mark.slow
 def test_detectors_that_do_not_differ_are_rarely_told_apart():
-    """100 trials of 30 scans and 3 seeds: at most 7 % claim a difference, where scans alone would claim 24."""
+    """100 trials of 30 scans and 3 seeds: 7 % or fewer claim a difference; scans alone would claim 24 %."""
     uids = [f"1.2.{i}" for i in range(30)]
     claims = {"cpm": 0, "auc": 0}
     for trial in range(100):

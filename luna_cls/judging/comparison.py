@@ -20,7 +20,7 @@ from luna_cls.judging.labelled import LabelledCandidates, labelled_candidates
 from luna_cls.judging.pairs import Pair, differences_of, pair_of
 from luna_cls.judging.ranks import Rank, ranks
 from luna_cls.judging.resampling import RESAMPLES, SEED, scan_weights
-from luna_cls.judging.scored_system import ScoredSystem, intervals_95, means
+from luna_cls.judging.scored_system import ScoredSystem, curve_in_band, intervals_95, means
 from luna_cls.judging.significance import holm
 
 Floats = NDArray[np.float64]
@@ -81,7 +81,7 @@ class Comparison:
     balanced: dict[str, dict[str, float]]
     balanced_intervals_95: dict[str, dict[str, tuple[float, float]]]
     ranks: dict[str, Rank]
-    froc: dict[str, dict[str, list[float]] | None] | None
+    froc: dict[str, dict[str, list[float]]] | None
     pairs: tuple[Pair, ...]
     verdict: str
     notes: tuple[str, ...]
@@ -175,6 +175,9 @@ def compare(
         name: {of: values[:, 0].tolist() for of, values in system.values.items()}
         for name, system in systems.items()
     }
+    curves = {
+        name: curve_in_band(system.curve) for name, system in systems.items() if system.curve is not None
+    }
     num_seeds = len(next(iter(labels.values())))
     return Comparison(
         names=tuple(labels),
@@ -198,7 +201,7 @@ def compare(
             name: intervals_95(system.balanced, len(scans)) for name, system in systems.items()
         },
         ranks=ranks({name: system.values[metric] for name, system in systems.items()}, seed),
-        froc={name: system.froc() for name, system in systems.items()} if matches else None,
+        froc=curves or None,
         pairs=pairs,
         verdict=verdict,
         notes=(

@@ -101,21 +101,27 @@ class ScoredSystem:
             _decisions(matches.get(labels[0]), candidates, labels[0]) if len(labels) == 1 else None,
         )
 
-    def froc(self) -> dict[str, list[float]] | None:
-        """The curve, mean over seeds, with what the middle 95 % of draws of the scans lie between."""
-        if self.curve is None:
-            return None
-        drawn = self.curve[1:]
-        defined = drawn[np.isfinite(drawn[:, 0])]
-        if not len(defined):
-            defined = np.full((1, len(CURVE_FPS_PER_SCAN)), np.nan)
-        lower, upper = np.percentile(defined, [2.5, 97.5], axis=0)
-        return {
-            "fps_per_scan": CURVE_FPS_PER_SCAN.tolist(),
-            "sensitivity": self.curve[0].tolist(),
-            "lower": lower.tolist(),
-            "upper": upper.tolist(),
-        }
+
+def curve_in_band(curve: Floats) -> dict[str, list[float]]:
+    """A curve as seen, and what the middle 95 % of draws of the scans lie between.
+
+    Args:
+        curve: `(1 + resamples, rates)`, sensitivity at `CURVE_FPS_PER_SCAN`.
+
+    Returns:
+        `fps_per_scan`, `sensitivity`, `lower` and `upper`; bounds are NaN if no draw has a nodule.
+    """
+    drawn = curve[1:]
+    defined = drawn[np.isfinite(drawn[:, 0])]
+    bounds = np.full((2, len(CURVE_FPS_PER_SCAN)), np.nan)
+    if len(defined):
+        bounds = np.percentile(defined, [2.5, 97.5], axis=0)
+    return {
+        "fps_per_scan": CURVE_FPS_PER_SCAN.tolist(),
+        "sensitivity": curve[0].tolist(),
+        "lower": bounds[0].tolist(),
+        "upper": bounds[1].tolist(),
+    }
 
 
 def means(values: Mapping[str, Floats]) -> dict[str, float]:
