@@ -11,6 +11,7 @@ from luna_cls.reports import losses_figures, losses_tables
 from luna_cls.reports.blocks import Block, Listing, Page, Section, Table, interval, number, plural
 from luna_cls.reports.comparison_page import decided_by, differences, name_of, notes, pair_detail
 from luna_cls.reports.evidence import need, read_json, warn_of_few
+from luna_cls.reports.losses_tables import quoted
 from luna_cls.reports.terminal import ranked
 from luna_cls.reports.viewer import Cubes
 
@@ -99,7 +100,7 @@ def _warnings(found: Mapping[str, Any]) -> list[str]:
 
 
 def _training(entry: Mapping[str, Any]) -> str:
-    return f"{entry['loss']}, seed {entry['seed']}, test {_folds(entry['folds'])}"
+    return f"{quoted(entry['loss'])}, seed {entry['seed']}, test {_folds(entry['folds'])}"
 
 
 def _folds(folds: Sequence[int]) -> str:

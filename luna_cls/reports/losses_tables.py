@@ -122,14 +122,14 @@ def _on_accuracy(found: Mapping[str, Any], order: Sequence[str]) -> tuple[str, .
     idle, first = _no_skill(found, "natural").get("accuracy"), order[0]
     score = found["scores"].get(first) or {}
     got, share = score.get("accuracy"), found.get("prevalence")
-    if None in (idle, got, share) or not share:
+    if idle is None or got is None or not share:
         return ()
     said = (
         f"{percent(share, 2)} of the candidates are on nodules, so that always saying “no” is right in "
         f"{percent(idle, 2)} and finds none of them."
     )
     words = "the same" if percent(got, 2) == percent(idle, 2) else "more" if got > idle else "less"
-    said += f" {first}, the first in rank, is right in {percent(got, 2)}: {words}."
+    said += f" The first in rank, {quoted(first)}, is right in {percent(got, 2)}: {words}."
     recall, specificity = score.get("recall"), score.get("specificity")
     if recall is not None and specificity is not None:
         said += (
@@ -226,11 +226,11 @@ def _mended(found: Mapping[str, Any], fitted: Mapping[str, Any]) -> list[str]:
     if not before:
         return []
     worst, best = max(before, key=lambda name: before[name]), min(before, key=lambda name: before[name])
-    said = f"As trained, the probabilities of {worst} are off by {number(before[worst], 4)}"
+    said = f"As trained, the probabilities of {quoted(worst)} are off by {number(before[worst], 4)}"
     if best != worst:
-        said += f", farthest of all, those of {best} by {number(before[best], 4)}, least of all"
+        said += f", farthest of all, those of {quoted(best)} by {number(before[best], 4)}, least of all"
     after = [f"{number(values[worst], 4)} {words}" for how, words in _AFTER if worst in (values := ways[how])]
-    said += f"; {worst} is at {' and '.join(after)}." if after else "."
+    said += f". The former are off by {' and '.join(after)}." if after else "."
     losses = {entry["label"]: entry["name"] for entry in found.get("losses") or ()}
     if losses.get(worst) == "focal":
         said += (
@@ -312,7 +312,7 @@ def _tuning(found: Mapping[str, Any], order: Sequence[str]) -> tuple[list[str], 
     text = f"Tuning chose parameters by the {by} on validation candidates, never on test. {how}."
     idle = [name for name in order if name not in trials]
     if idle:
-        text += f" Nothing was tuned of {_listed(idle)}."
+        text += f" Nothing was tuned of {_listed([quoted(name) for name in idle])}."
     columns = ("Tried", "Epochs", f"{capital(by)}, validation", "Chosen")
     return [text], Table("What tuning tried", columns, rows)
 
@@ -323,6 +323,11 @@ def _chosen(times: Sequence[bool]) -> str:
 
 def _settings(parameters: Mapping[str, Any]) -> str:
     return ", ".join(f"{name.removeprefix('loss.')} = {value}" for name, value in parameters.items())
+
+
+def quoted(name: str) -> str:
+    """A loss in a sentence: in quotes where its name has a comma."""
+    return f"“{name}”" if "," in name else name
 
 
 def _is_known(found: Mapping[str, Any], metric: str) -> bool:

@@ -165,8 +165,8 @@ def _described(svg: str, alternative: str) -> Markup:
 
 
 def _breakable(words: str) -> Markup:
-    """A name that may be broken after an underscore or an equals sign, and is not if it is copied."""
-    return Markup(re.sub("([_=])", r"\1<wbr>", str(escape(words))))  # noqa: S704
+    """A name that may be broken after an underscore, and has no break in it when it is copied."""
+    return Markup(str(escape(words)).replace("_", "_<wbr>"))  # noqa: S704
 
 
 def _cell(words: str) -> Markup | str:

@@ -29,7 +29,12 @@ _COUNTS = {
 }
 
 NEVER = "always “no”"  # what every table of losses has a row of
-_OF_A_LOSS = ("accuracy", "balanced_accuracy", "average_precision", "log_loss")
+_OF_A_LOSS = {  # so short that a row has room in 80 columns
+    "accuracy": "accuracy",
+    "balanced_accuracy": "bal. acc.",
+    "average_precision": "avg. prec.",
+    "log_loss": "log loss",
+}
 _OF_A_FOLD = ("balanced_accuracy", "auc", "average_precision")
 
 
@@ -225,11 +230,10 @@ def print_losses(console: Console, comparison: Mapping[str, Any]) -> None:
     further = [name for name in _OF_A_LOSS if name != metric]
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("rank", justify="right")
-    table.add_column("loss", overflow="fold", min_width=10)
-    table.add_column(_name(metric), justify="right", style="bold", min_width=5)
-    table.add_column("95 %", justify="right", no_wrap=True)
+    table.add_column("loss", overflow="fold", min_width=9)
+    table.add_column(f"{_name(metric)}\n(95 %)", justify="right", style="bold", no_wrap=True)
     for name in further:
-        table.add_column(_name(name), justify="right", min_width=5)
+        table.add_column(_OF_A_LOSS[name], justify="right", min_width=6 if name == "accuracy" else 5)
     for name in ranked(comparison):
         score = comparison["scores"].get(name) or {}
         rank = ((comparison.get("ranks") or {}).get(name) or {}).get("rank")
@@ -237,14 +241,15 @@ def print_losses(console: Console, comparison: Mapping[str, Any]) -> None:
         table.add_row(
             "-" if rank is None else f"{rank:g}",
             escape(name),
-            _share(score.get(metric)),
-            *(_interval(bounds) or ["-"]),
+            " ".join(
+                [_share(score.get(metric)), *(f"({words})" for words in _interval(bounds) if words != "-")]
+            ),
             *(_of_a_loss(other, score.get(other)) for other in further),
         )
     never = {"cpm": 0.0, **((comparison.get("no_skill") or {}).get("natural") or {})}
     table.add_section()
     table.add_row(
-        "-", NEVER, _share(never.get(metric)), "-", *(_of_a_loss(name, never.get(name)) for name in further)
+        "-", NEVER, _share(never.get(metric)), *(_of_a_loss(name, never.get(name)) for name in further)
     )
     console.print(table)
     console.print(comparison["verdict"], markup=False, style="bold")
