@@ -248,10 +248,11 @@ def _parse(override: str) -> tuple[tuple[str, ...], Any]:
     keys = tuple(path.strip().split("."))
     if not equals or not all(keys):
         raise InputError(f"--set needs key.path=value. Received: '{override}'.")
-    return keys, None if text.strip() == _NULL else _parse_value(text.strip())
+    return keys, None if text.strip() == _NULL else parse_value(text.strip())
 
 
-def _parse_value(text: str) -> Any:
+def parse_value(text: str) -> Any:
+    """A value as TOML has it, or else the text itself."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

@@ -52,6 +52,10 @@ class Turn:
     def __str__(self) -> str:
         return f"fold{'s'[: len(self.test) > 1]} {', '.join(map(str, self.test))}"
 
+    def to_json(self) -> dict[str, Any]:
+        """What JSON files hold of it."""
+        return {"test_folds": self.test, "validation_folds": self.validation}
+
     def of(self, settings: Settings) -> Settings:
         """The settings of a run of this turn."""
         if self.validation:
