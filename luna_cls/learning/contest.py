@@ -162,6 +162,7 @@ class Tried:
 
     @property
     def chosen(self) -> Mapping[str, Any]:
+        """The best."""
         return self.parameters[self.best]
 
 
@@ -176,6 +177,7 @@ class Planned:
 
     @property
     def seeds(self) -> list[int]:
+        """Those of the runs."""
         return [(self.settings.seed + number) % 2**32 for number in range(self.contest.seeds)]
 
     def training(self, place: Place, tried: Mapping[str, Any], until_epoch: int | None = None) -> Training:
@@ -190,6 +192,7 @@ class Planned:
         return Training(", ".join(words), place.turn, run, settings, until_epoch)
 
     def tries(self, entrant: Entrant) -> list[dict[str, Any]]:
+        """Parameters to try of a loss; nothing but none where nothing is tuned."""
         return self.contest.tuning.tries(entrant.loss) if self.contest.tuning else [{}]
 
     def places(self) -> list[Place]:
@@ -210,6 +213,7 @@ class Planned:
         return {place: self.training(place, chosen[place.entrant, place.turn]) for place in self.places()}
 
     def in_words(self) -> str:
+        """How much there is to do."""
         contest, epochs = self.contest, self.settings.training.epochs
         tries = len(self.tries(contest.entrants[0]))
         before = (

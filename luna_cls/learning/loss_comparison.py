@@ -11,7 +11,7 @@ import numpy as np
 
 from luna_cls.cubes.store import CubeStore
 from luna_cls.errors import InputError
-from luna_cls.files import json_text, write_json, write_text
+from luna_cls.files import json_text, whole_folder, write_json, write_text
 from luna_cls.judging.resampling import RESAMPLES
 from luna_cls.judging.submission import Reference
 from luna_cls.learning import tuning
@@ -90,9 +90,9 @@ def compare_losses(
     planned = Planned(shared, contest, turns, out.absolute())
 
     def begin() -> None:
-        out.mkdir(parents=True, exist_ok=True)
-        write_text(out / SETTINGS, shared.to_toml())
-        _write_asked(out, store, contest, turns)
+        with whole_folder(out) as folder:
+            write_text(folder / SETTINGS, shared.to_toml())
+            _write_asked(folder, store, contest, turns)
 
     with workshop.entered(planned.all(), begin, is_begun=is_begun):
         if is_begun and before != contest:
@@ -158,13 +158,13 @@ def _check_same(before: Contest, now: Contest, out: Path) -> None:
             )
 
 
-def _write_asked(out: Path, store: CubeStore, contest: Contest, turns: Sequence[Turn]) -> None:
+def _write_asked(folder: Path, store: CubeStore, contest: Contest, turns: Sequence[Turn]) -> None:
     about = {
         "store": {"checksum": store.checksum, "rows": len(store.candidates)},
         **contest.to_json(),
         "turns": [turn.to_json() for turn in turns],
     }
-    write_json(out / ASKED, about)
+    write_json(folder / ASKED, about)
 
 
 def _tune(
