@@ -1,4 +1,4 @@
-"""Two or more submissions on the same scans: which is better, by how much, and how sure that is."""
+"""Two or more systems on the same scans: which is better, by how much, and how sure that is."""
 
 from __future__ import annotations
 
@@ -16,34 +16,29 @@ from numpy.typing import NDArray
 from luna_cls.errors import InputError
 from luna_cls.files import read_csv
 from luna_cls.judging import froc, verdicts
-from luna_cls.judging.froc import RATES_PER_SCAN, Matches
 from luna_cls.judging.labelled import LabelledCandidates, labelled_candidates
-from luna_cls.judging.paired_bootstrap import Difference, paired_difference
-from luna_cls.judging.resampled_metrics import resampled_metrics
-from luna_cls.judging.resampling import RESAMPLES, SEED, interval_95, scan_weights
-from luna_cls.judging.significance import (
-    Beliefs,
-    DeLong,
-    McNemar,
-    bayesian_sign_test,
-    correlated_t,
-    delong,
-    holm,
-    mcnemar,
-)
+from luna_cls.judging.pairs import Pair, differences_of, pair_of
+from luna_cls.judging.ranks import Rank, ranks
+from luna_cls.judging.resampling import RESAMPLES, SEED, scan_weights
+from luna_cls.judging.scored_system import ScoredSystem, intervals_95, means
+from luna_cls.judging.significance import holm
 
 Floats = NDArray[np.float64]
 Weights = NDArray[np.int32]
 
-OPERATING_FPS_PER_SCAN = 1.0
-ROPE = 0.01  # a CPM or AUC that differs by less makes no difference (Benavoli et al. 2017)
 FEW_SCANS = 30
+FEW_SEEDS = 3
 _FOLD = re.compile(r"fold\d+").fullmatch
 
 _OF_TESTS = (
     "DeLong's interval is over scans, as the bootstrap is. McNemar's test takes nodules to be independent "
     "and thresholds to be given; nodules of one scan are not quite, and thresholds are of these very scans, "
     "so its p-values may be somewhat too small."
+)
+_OF_SEEDS = (
+    "Every score is the mean over {seeds} seeds, each of which began all systems alike. Intervals and "
+    "p-values have both chances in them: which scans were tested and which seeds were trained. DeLong's and "
+    "McNemar's tests know of one training and are left out. Bands of FROC curves are over scans alone."
 )
 _OF_METRICS = (
     "{metric} decides. Intervals and p-values of the other metrics are each by itself: among so many, one in "
@@ -52,93 +47,23 @@ _OF_METRICS = (
 
 
 @dataclass(frozen=True)
-class OverFolds:
-    """A metric fold by fold of a cross-validation, and what to believe after it.
-
-    Args:
-        metric: "cpm" or "auc".
-        differences: Of each fold.
-        beliefs: Of the Bayesian correlated t-test.
-        sign_test: Those of the Bayesian sign test, which takes folds to be independent.
-    """
-
-    metric: str
-    differences: tuple[float, ...]
-    beliefs: Beliefs
-    sign_test: Beliefs
-
-    def summary(self) -> dict[str, Any]:
-        """What `comparison.json` holds of it."""
-        return {
-            "metric": self.metric,
-            "folds": len(self.differences),
-            "differences": self.differences,
-            "rope": ROPE,
-            "correlation": 1 / len(self.differences),
-            **self.beliefs._asdict(),
-            "sign_test": self.sign_test._asdict(),
-        }
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two of the systems.
-
-    Args:
-        a: Name of the first.
-        b: Name of the second.
-        verdict: In plain words.
-        differences: Of each metric, first less second, by its name.
-        p_holm: P-value of the metric that decides, adjusted for all pairs; None if scans are too
-            few for a verdict.
-        scans_needed: To tell them apart; None if they are, or if nothing differs.
-        delong: Of labelled candidates, over scans; None where there is no AUC.
-        mcnemar_nodules: Nodules found at one false positive a scan each; None without annotations.
-        mcnemar_candidates: Labelled candidates told rightly at a probability of 1/2; None without labels.
-        over_folds: None if the submissions are not of one cross-validation.
-    """
-
-    a: str
-    b: str
-    verdict: str
-    differences: dict[str, Difference]
-    p_holm: float | None
-    scans_needed: int | None
-    delong: DeLong | None
-    mcnemar_nodules: McNemar | None
-    mcnemar_candidates: McNemar | None
-    over_folds: OverFolds | None
-
-    def summary(self) -> dict[str, Any]:
-        """What `comparison.json` holds of it."""
-        nodules, candidates = self.mcnemar_nodules, self.mcnemar_candidates
-        return {
-            "a": self.a,
-            "b": self.b,
-            "verdict": self.verdict,
-            "differences": {name: found.summary() for name, found in self.differences.items()},
-            "p_holm": self.p_holm,
-            "scans_needed": self.scans_needed,
-            "delong": self.delong and self.delong.summary(),
-            "mcnemar": {
-                "nodules": nodules and {"fps_per_scan": OPERATING_FPS_PER_SCAN, **nodules._asdict()},
-                "candidates": candidates and {"probability": 0.5, **candidates._asdict()},
-            },
-            "over_folds": self.over_folds and self.over_folds.summary(),
-        }
-
-
-@dataclass(frozen=True)
 class Comparison:
-    """What two or more submissions are to each other.
+    """What two or more systems are to each other.
 
     Args:
-        names: Of the submissions, in the order given.
-        metric: The one that decides: "cpm"; "auc" without annotations.
+        names: Of the systems, in the order given.
+        metric: The one that decides.
         num_scans: Scans that all were scored on.
         num_nodules: Annotated nodules in them; None without annotations.
+        num_seeds: How many seeds each was trained from.
         bootstrap: `resamples` and `seed`.
-        scores: Metrics by name, by submission.
+        scores: Metrics by name, by system: means over seeds.
+        intervals_95: Of each of them, as `scored_system.intervals_95` gives them.
+        by_seed: Each metric's value for each seed, by system.
+        balanced: Metrics of labelled candidates as if half of them were nodules; empty without labels.
+        balanced_intervals_95: Of each of them.
+        ranks: The place of each, by the metric that decides.
+        froc: Of each the curve, mean over seeds, with its band; None without annotations.
         pairs: All of them, each once.
         verdict: In plain words.
         notes: What to know of the figures, a sentence or two each.
@@ -148,8 +73,15 @@ class Comparison:
     metric: str
     num_scans: int
     num_nodules: int | None
+    num_seeds: int
     bootstrap: dict[str, int]
     scores: dict[str, dict[str, Any]]
+    intervals_95: dict[str, dict[str, tuple[float, float]]]
+    by_seed: dict[str, dict[str, list[float]]]
+    balanced: dict[str, dict[str, float]]
+    balanced_intervals_95: dict[str, dict[str, tuple[float, float]]]
+    ranks: dict[str, Rank]
+    froc: dict[str, dict[str, list[float]] | None] | None
     pairs: tuple[Pair, ...]
     verdict: str
     notes: tuple[str, ...]
@@ -161,8 +93,15 @@ class Comparison:
             "metric": self.metric,
             "num_scans": self.num_scans,
             "num_nodules": self.num_nodules,
+            "num_seeds": self.num_seeds,
             "bootstrap": self.bootstrap,
             "scores": self.scores,
+            "intervals_95": self.intervals_95,
+            "by_seed": self.by_seed,
+            "balanced": self.balanced,
+            "balanced_intervals_95": self.balanced_intervals_95,
+            "ranks": {name: rank.summary() for name, rank in self.ranks.items()},
+            "froc": self.froc,
             "pairs": [pair.summary() for pair in self.pairs],
             "verdict": self.verdict,
             "notes": self.notes,
@@ -170,78 +109,103 @@ class Comparison:
 
 
 def compare(
-    submissions: Mapping[str, pd.DataFrame],
+    submissions: Mapping[str, pd.DataFrame | Sequence[pd.DataFrame]],
     annotations: pd.DataFrame | None,
     series_uids: Sequence[str] | None = None,
     excluded: pd.DataFrame | None = None,
     *,
+    metric: str | None = None,
     folds: Mapping[str, int] | None = None,
     resamples: int = RESAMPLES,
     seed: int = SEED,
 ) -> Comparison:
-    """Compares submissions on the same scans, each with each.
+    """Compares systems on the same scans, each with each.
 
-    The bootstrap is paired: every system is scored on the same draws of the scans. With annotations the CPM
-    decides, otherwise the AUC. Metrics of labelled candidates are compared where all submissions have the
-    same points, in any order: labels are those of a column `class`, or else tell which marks lie in nodules,
-    those on excluded findings left out.
+    The bootstrap is paired: every system is scored on the same draws of the scans. A system may have been
+    trained from several seeds: a table each, the i-th tables of all systems from the same seed, so that
+    differences are paired by seed too. With annotations the CPM decides, otherwise the AUC, unless another
+    metric is asked for. Metrics of labelled candidates are compared where all submissions have the same
+    points, in any order: labels are those of a column `class`, or else tell which marks lie in nodules, those
+    on excluded findings left out. Where all have a column `chosen`, the logit less a threshold chosen
+    elsewhere, their balanced accuracy at that threshold is compared as well.
 
     Args:
-        submissions: Tables as `evaluate` takes them, by name; two or more.
+        submissions: Tables as `evaluate` takes them, by name; two or more. Several of each for several seeds.
         annotations: Table of the nodules; None to compare labelled candidates alone.
         series_uids: All scans that were read; None for those that the submissions name, all the same.
         excluded: Table of findings to ignore.
+        metric: The one that decides: "cpm", "auc", "average_precision" or "balanced_accuracy".
         folds: The fold of a cross-validation each scan was tested in, the same for all submissions.
         resamples: Bootstrap draws of the scans.
-        seed: Of these, and of the draws of the sign test over folds.
+        seed: Of these, of draws of seeds, and of those of the sign test over folds.
 
     Raises:
-        InputError: If there are fewer than two submissions, their scans or labels differ, no nodule is in
-            the scans, or there is nothing to compare.
+        InputError: If there are fewer than two submissions, not as many seeds of each, their scans or labels
+            differ, no nodule is in the scans, there is nothing to compare, or the metric is unknown or cannot
+            be had.
     """
-    if len(submissions) < 2:
-        raise InputError(f"A comparison takes two submissions or more. Received: {len(submissions)}.")
-    tables = {name: table.reset_index(drop=True) for name, table in submissions.items()}
+    labels, tables = _tables_of_all(submissions)
     scans = _scans_of_all(tables) if series_uids is None else list(dict.fromkeys(series_uids))
     if len(scans) < 2:
         raise InputError(f"A comparison takes two scans or more. Received: {len(scans)}.")
+    metric = metric or ("auc" if annotations is None else "cpm")
+    if metric not in verdicts.IN_WORDS:
+        raise InputError(f"No metric {metric} decides. Give one of {', '.join(verdicts.IN_WORDS)}.")
     matches = {}
     if annotations is not None:
-        matches = {name: froc.match(table, annotations, scans, excluded) for name, table in tables.items()}
+        matches = {label: froc.match(table, annotations, scans, excluded) for label, table in tables.items()}
+    elif metric == "cpm":
+        raise InputError("Without annotations there is no CPM. Give those, or compare by another metric.")
     candidates, about_candidates = labelled_candidates(tables, matches, scans)
     if not matches and candidates is None:
         raise InputError(f"Without annotations only labelled candidates can be compared. {about_candidates}")
+    if metric != "cpm" and candidates is None:
+        raise InputError(f"{verdicts.IN_WORDS[metric]} cannot decide. {about_candidates}")
 
     draws = np.vstack([np.ones((1, len(scans)), np.int32), scan_weights(len(scans), resamples, seed)])
     of_folds = _fold_weights(scans, folds or {})
-    systems = {name: _System.scored(name, matches, candidates, draws, of_folds) for name in tables}
-    metric = "cpm" if matches else "auc"
-    couples = list(combinations(tables, 2))
-    found = [_differences(systems[a], systems[b], len(scans)) for a, b in couples]
-    p_holm = holm([np.nan_to_num(differences[metric].p, nan=1.0) for differences in found]).tolist()
-    pairs = [
-        _pair(names, metric, differences, p, len(couples), systems, candidates, seed)
-        for names, differences, p in zip(couples, found, p_holm, strict=True)
-    ]
-    scores = {name: system.summary(metric) for name, system in systems.items()}
-    verdict = pairs[0].verdict
-    if len(pairs) > 1:
-        verdict = verdicts.of_all(
-            metric,
-            {name: score[metric] for name, score in scores.items()},
-            {couple: differences[metric] for couple, differences in zip(couples, found, strict=True)},
-            p_holm,
-        )
+    systems = {
+        name: ScoredSystem.scored(own, matches, candidates, metric, draws, of_folds)
+        for name, own in labels.items()
+    }
+    scores = {name: means(system.values) for name, system in systems.items()}
+    intervals = {name: intervals_95(system.values, len(scans)) for name, system in systems.items()}
+    pairs, verdict = _pairs_of_all(systems, metric, scores, candidates, len(scans), seed)
+    by_seed = {
+        name: {of: values[:, 0].tolist() for of, values in system.values.items()}
+        for name, system in systems.items()
+    }
+    num_seeds = len(next(iter(labels.values())))
     return Comparison(
-        names=tuple(tables),
+        names=tuple(labels),
         metric=metric,
         num_scans=len(scans),
         num_nodules=len(next(iter(matches.values())).nodules) if matches else None,
+        num_seeds=num_seeds,
         bootstrap={"resamples": resamples, "seed": seed},
-        scores=scores,
-        pairs=tuple(pairs),
+        scores={
+            name: {
+                metric: score[metric],
+                f"{metric}_interval_95": list(intervals[name][metric]),
+                **score,
+            }
+            for name, score in scores.items()
+        },
+        intervals_95=intervals,
+        by_seed=by_seed,
+        balanced={name: means(system.balanced) for name, system in systems.items()},
+        balanced_intervals_95={
+            name: intervals_95(system.balanced, len(scans)) for name, system in systems.items()
+        },
+        ranks=ranks({name: system.values[metric] for name, system in systems.items()}, seed),
+        froc={name: system.froc() for name, system in systems.items()} if matches else None,
+        pairs=pairs,
         verdict=verdict,
-        notes=(about_candidates, *_notes(metric, len(pairs), len(scans))),
+        notes=(
+            about_candidates,
+            *_notes(metric, len(pairs), len(scans), num_seeds),
+            *(_undefined(by_seed) if num_seeds > 1 else ()),
+        ),
     )
 
 
@@ -279,95 +243,54 @@ def folds_of(folders: Sequence[Path]) -> dict[str, int]:
     return first or {}
 
 
-@dataclass(frozen=True, eq=False)
-class _System:
-    """One submission, scored.
-
-    Args:
-        values: `(1 + resamples,)` by metric, as `paired_difference` takes them.
-        by_fold: `(folds,)` of the metric that decides.
-        found: Booleans `(nodules,)`, at the operating point.
-        right: Booleans `(candidates,)`, at a probability of 1/2.
-        ranking: Scores `(candidates,)`.
-    """
-
-    values: dict[str, Floats]
-    by_fold: Floats
-    found: NDArray[np.bool_]
-    right: NDArray[np.bool_]
-    ranking: Floats
-
-    @classmethod
-    def scored(
-        cls,
-        name: str,
-        matches: Mapping[str, Matches],
-        candidates: LabelledCandidates | None,
-        draws: Weights,
-        of_folds: Weights,
-    ) -> _System:
-        values: dict[str, Floats] = {}
-        found, right, by_fold, ranking = np.empty(0, bool), np.empty(0, bool), np.empty(0), np.empty(0)
-        if candidates is not None:
-            scores = candidates.scores[name]
-            ranking = scores.ranking
-            given = candidates.labels, ranking, scores.probability, candidates.scan
-            values = resampled_metrics(*given, draws, scores.threshold)
-            by_fold = resampled_metrics(*given, of_folds, scores.threshold)["auc"]
-            right = (ranking > scores.threshold) == (candidates.labels == 1)
-        if matches:
-            sensitivity = matches[name].bootstrap(draws)
-            by_rate = zip(RATES_PER_SCAN, sensitivity.T, strict=True)
-            of_rates = {f"sensitivity_at_fps_{rate:g}": column for rate, column in by_rate}
-            values = {"cpm": sensitivity.mean(axis=1), **of_rates, **values}
-            by_fold = matches[name].bootstrap(of_folds).mean(axis=1)
-            threshold = matches[name].curve().threshold_at(OPERATING_FPS_PER_SCAN)
-            found = matches[name].nodules["probability"].to_numpy() >= threshold
-        return cls(values, by_fold, found, right, ranking)
-
-    def summary(self, metric: str) -> dict[str, Any]:
-        """Every metric as seen, and the interval of the one that decides."""
-        interval = interval_95(self.values[metric][1:]).tolist()
-        seen = {name: float(values[0]) for name, values in self.values.items()}
-        return {metric: seen[metric], f"{metric}_interval_95": interval, **seen}
+def _tables_of_all(
+    submissions: Mapping[str, pd.DataFrame | Sequence[pd.DataFrame]],
+) -> tuple[dict[str, list[str]], dict[str, pd.DataFrame]]:
+    """Of each system the labels of its tables, one for each seed; and the tables by label."""
+    if len(submissions) < 2:
+        raise InputError(f"A comparison takes two submissions or more. Received: {len(submissions)}.")
+    labels: dict[str, list[str]] = {}
+    tables: dict[str, pd.DataFrame] = {}
+    for name, given in submissions.items():
+        of_seeds = [given] if isinstance(given, pd.DataFrame) else list(given)
+        several = len(of_seeds) > 1
+        labels[name] = [
+            f"{name} ({at} of {len(of_seeds)})" if several else name for at in range(1, len(of_seeds) + 1)
+        ]
+        tables |= {
+            label: table.reset_index(drop=True) for label, table in zip(labels[name], of_seeds, strict=True)
+        }
+    first = next(iter(labels))
+    for name, own in labels.items():
+        if len(own) != len(labels[first]) or not own:
+            raise InputError(
+                f"Systems are compared by as many seeds each. Received: {len(labels[first])} of {first}, "
+                f"{len(own)} of {name}."
+            )
+    return labels, tables
 
 
-def _pair(
-    names: tuple[str, str],
+def _pairs_of_all(
+    systems: Mapping[str, ScoredSystem],
     metric: str,
-    differences: dict[str, Difference],
-    p_holm: float,
-    num_pairs: int,
-    systems: Mapping[str, _System],
+    scores: Mapping[str, Mapping[str, float]],
     candidates: LabelledCandidates | None,
+    num_scans: int,
     seed: int,
-) -> Pair:
-    a, b = (systems[name] for name in names)
-    decides = differences[metric]
-    verdict = verdicts.of_pair(names, metric, decides, p_holm, num_pairs)
-    needed = decides.scans_needed(verdicts.LEVEL / num_pairs)
-    few = decides.num_scans < verdicts.FEWEST_SCANS
-    by_fold = a.by_fold - b.by_fold
-    over_folds = None
-    if len(by_fold) > 1 and np.isfinite(by_fold).all():
-        beliefs = correlated_t(by_fold, ROPE, correlation=1 / len(by_fold))
-        signs = bayesian_sign_test(by_fold, ROPE, seed)
-        over_folds = OverFolds(metric, tuple(by_fold.tolist()), beliefs, signs)
-    return Pair(
-        *names,
-        verdict=verdict,
-        differences=differences,
-        p_holm=None if few else p_holm,
-        scans_needed=None if p_holm < verdicts.LEVEL or few else needed,
-        delong=delong(candidates.labels, a.ranking, b.ranking, candidates.scan) if candidates else None,
-        mcnemar_nodules=mcnemar(a.found, b.found) if metric == "cpm" else None,
-        mcnemar_candidates=mcnemar(a.right, b.right) if candidates else None,
-        over_folds=over_folds,
+) -> tuple[tuple[Pair, ...], str]:
+    """All pairs, and the verdict on all systems."""
+    couples = list(combinations(systems, 2))
+    found = [differences_of(systems[a], systems[b], num_scans) for a, b in couples]
+    p_holm = holm([np.nan_to_num(differences[metric].p, nan=1.0) for differences in found]).tolist()
+    pairs = tuple(
+        pair_of(names, metric, differences, p, len(couples), systems, candidates, seed)
+        for names, differences, p in zip(couples, found, p_holm, strict=True)
     )
-
-
-def _differences(a: _System, b: _System, num_scans: int) -> dict[str, Difference]:
-    return {name: paired_difference(values, b.values[name], num_scans) for name, values in a.values.items()}
+    if len(pairs) == 1:
+        return pairs, pairs[0].verdict
+    deciding = {couple: differences[metric] for couple, differences in zip(couples, found, strict=True)}
+    by_name = {name: score[metric] for name, score in scores.items()}
+    return pairs, verdicts.of_all(metric, by_name, deciding, p_holm)
 
 
 def _scans_of_all(tables: Mapping[str, pd.DataFrame]) -> list[str]:
@@ -392,10 +315,29 @@ def _fold_weights(scans: Sequence[str], folds: Mapping[str, int]) -> Weights:
     return np.stack([fold == number for number in sorted({-1, *fold.tolist()})]).astype(np.int32)[1:]
 
 
-def _notes(metric: str, num_pairs: int, num_scans: int) -> list[str]:
-    notes = [_OF_TESTS, _OF_METRICS.format(metric=verdicts.IN_WORDS[metric])]
+def _notes(metric: str, num_pairs: int, num_scans: int, num_seeds: int) -> list[str]:
+    word = verdicts.IN_WORDS[metric]
+    notes = [
+        _OF_TESTS if num_seeds == 1 else _OF_SEEDS.format(seeds=num_seeds),
+        _OF_METRICS.format(metric=word[0].upper() + word[1:]),
+    ]
     if num_pairs > 1:
         notes.append(f"Whether a pair differs is decided at 5 % for all {num_pairs} pairs together (Holm).")
     if num_scans < FEW_SCANS:
         notes.append(f"Intervals from {num_scans} scans are rough.")
+    if 1 < num_seeds < FEW_SEEDS:
+        notes.append(f"{num_seeds} seeds hardly tell how much a training varies: intervals are wide.")
     return notes
+
+
+def _undefined(by_seed: Mapping[str, Mapping[str, Sequence[float]]]) -> list[str]:
+    """A note on metrics that have no mean."""
+    gaps = [
+        f"{metric.replace('_', ' ')} of {name} ({missing} of {len(values)})"
+        for name, metrics in by_seed.items()
+        for metric, values in metrics.items()
+        if (missing := int(np.isnan(values).sum()))
+    ]
+    if not gaps:
+        return []
+    return [f"A metric that some seeds do not define has no mean; seeds without it: {', '.join(gaps)}."]

@@ -53,11 +53,14 @@ class LabelledCandidates:
         labels: Integers `(n,)`, 1 for a nodule, 0 for the rest.
         scan: Integers `(n,)`, the place of each's scan in the list of scans.
         scores: Of each submission, by its name.
+        chosen: float64 `(n,)` of each submission, how far its logits lie above a threshold of its own that
+            was chosen elsewhere; empty unless all have a column `chosen`.
     """
 
     labels: Integers
     scan: Integers
     scores: dict[str, Scores]
+    chosen: dict[str, Floats]
 
 
 def labelled_candidates(
@@ -76,7 +79,7 @@ def labelled_candidates(
         the same.
 
     Raises:
-        InputError: If two submissions label a candidate differently.
+        InputError: If two submissions label a candidate differently, or a cell of `chosen` is no number.
     """
     tables, points = {}, {}
     for name, given in submissions.items():
@@ -101,9 +104,28 @@ def labelled_candidates(
             labels[is_labelled],
             points[first][is_labelled, 0],
             {name: Scores.of(table[is_labelled]) for name, table in tables.items()},
+            {name: above[is_labelled] for name, above in _above_chosen(tables).items()},
         ),
         note,
     )
+
+
+def _above_chosen(tables: Mapping[str, pd.DataFrame]) -> dict[str, Floats]:
+    """The columns `chosen`, if all tables have one."""
+    if not all("chosen" in table.columns for table in tables.values()):
+        return {}
+    above = {
+        name: pd.to_numeric(table["chosen"], errors="coerce").to_numpy(float)
+        for name, table in tables.items()
+    }
+    for name, values in above.items():
+        if np.isnan(values).any():
+            received = tables[name]["chosen"].iloc[int(np.isnan(values).argmax())]
+            raise InputError(
+                f"{name}: the column chosen holds the logit less a threshold, a number in every row. "
+                f"Received: {received}."
+            )
+    return above
 
 
 def _have_class(tables: Mapping[str, pd.DataFrame]) -> bool:

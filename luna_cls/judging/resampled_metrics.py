@@ -6,7 +6,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import coo_array, csr_array
 
+from luna_cls.errors import InputError
+
 Floats = NDArray[np.float64]
+
+LESS_IS_BETTER = frozenset({"brier", "log_loss"})  # of all metrics
 
 _VALUES_AT_ONCE = 2_000_000  # of an array of thresholds and resamples; 16 MB
 
@@ -18,11 +22,13 @@ def resampled_metrics(
     scan: ArrayLike,
     weights: ArrayLike,
     threshold: float = 0.0,
+    prevalence: float | None = None,
 ) -> dict[str, Floats]:
     """The metrics of candidates whose scans are drawn so often each.
 
     Each equals `binary_metrics` of the candidates written out as often as drawn; `brier` is the mean squared
     error and `log_loss` the mean cross entropy (natural logarithm) of the probabilities, lower for better.
+    With a prevalence, candidates weigh what makes nodules that share of each draw.
 
     Args:
         labels: `(n,)`, 1 for a nodule, 0 for the rest.
@@ -31,42 +37,86 @@ def resampled_metrics(
         scan: Integers `(n,)`, whose each candidate is: a column of `weights`.
         weights: Integers `(resamples, scans)`, how often each scan is drawn (`resampling.scan_weights`).
         threshold: A score above it says nodule.
+        prevalence: The share of candidates that are nodules, as if it were so; None for as it is.
 
     Returns:
-        `(resamples,)` by metric; NaN where a draw does not define it.
+        `(resamples,)` by metric; NaN where a draw does not define it. With a prevalence that is where a class
+        is not drawn, but for sensitivity and specificity.
+
+    Raises:
+        InputError: If the prevalence is not between 0 and 1.
     """
+    if prevalence is not None and not 0 < prevalence < 1:
+        raise InputError(f"A prevalence lies between 0 and 1. Received: {prevalence:g}.")
     is_nodule, scored, owner = np.asarray(labels) == 1, np.asarray(scores, float), np.asarray(scan)
     drawn = np.asarray(weights, float)
 
     def total(amount: NDArray[np.generic]) -> Floats:
-        """Of something of each candidate, the sum in each draw."""
-        return drawn @ np.bincount(owner, amount, minlength=drawn.shape[1])
+        return _total(amount, owner, drawn)
 
     called = scored > threshold
     tp, fp = total(is_nodule & called), total(~is_nodule & called)
     nodules, others = total(is_nodule), total(~is_nodule)
     fn, tn = nodules - tp, others - fp
     sensitivity, specificity = _ratio(tp, nodules), _ratio(tn, others)
+    # What one of the others weighs beside a nodule, in each draw.
+    weight = np.ones(len(drawn))
+    if prevalence is not None:
+        weight = _ratio((1 / prevalence - 1) * nodules, np.where(nodules > 0, others, 0.0))
+
+    def mean(amount: Floats) -> Floats:
+        if prevalence is None:
+            return _ratio(total(amount), nodules + others)
+        of_nodules, of_others = total(amount * is_nodule), total(amount * ~is_nodule)
+        return prevalence * _ratio(of_nodules, nodules) + (1 - prevalence) * _ratio(of_others, others)
+
     given = np.asarray(probability, float)
     smallest = np.finfo(float).eps
     of_truth = np.clip(np.where(is_nodule, given, 1 - given), smallest, 1 - smallest)
     return {
-        "accuracy": _ratio(tp + tn, nodules + others),
+        "accuracy": _ratio(tp + weight * tn, nodules + weight * others),
         "balanced_accuracy": (sensitivity + specificity) / 2,
         "gmean": np.sqrt(sensitivity * specificity),
-        "f1": _ratio(2 * tp, 2 * tp + fp + fn),
-        "mcc": _matthews_correlation(tp, fp, tn, fn),
-        **_ranking_metrics(is_nodule, scored, owner, drawn),
-        "precision": _ratio(tp, tp + fp),
+        "f1": _ratio(2 * tp, 2 * tp + weight * fp + fn),
+        "mcc": _matthews_correlation(tp, weight * fp, weight * tn, fn),
+        **_ranking_metrics(is_nodule, scored, owner, drawn, weight),
+        "precision": _ratio(tp, tp + weight * fp),
         "recall": sensitivity,
         "specificity": specificity,
-        "brier": _ratio(total((given - is_nodule) ** 2), nodules + others),
-        "log_loss": _ratio(total(-np.log(of_truth)), nodules + others),
+        "brier": mean((given - is_nodule) ** 2),
+        "log_loss": mean(-np.log(of_truth)),
     }
 
 
+def resampled_balanced_accuracy(
+    labels: ArrayLike, called: ArrayLike, scan: ArrayLike, weights: ArrayLike
+) -> Floats:
+    """The mean of sensitivity and specificity, of candidates whose scans are drawn so often each.
+
+    Args:
+        labels: `(n,)`, 1 for a nodule, 0 for the rest.
+        called: Booleans `(n,)`, whether each is called a nodule.
+        scan: Integers `(n,)`, whose each candidate is: a column of `weights`.
+        weights: Integers `(resamples, scans)`, how often each scan is drawn.
+
+    Returns:
+        `(resamples,)`; NaN in a draw without nodules, or without others.
+    """
+    is_nodule, owner, drawn = np.asarray(labels) == 1, np.asarray(scan), np.asarray(weights, float)
+    is_right = np.asarray(called, bool) == is_nodule
+    sensitivity, specificity = (
+        _ratio(_total(of_class & is_right, owner, drawn), _total(of_class, owner, drawn))
+        for of_class in (is_nodule, ~is_nodule)
+    )
+    return (sensitivity + specificity) / 2
+
+
 def _ranking_metrics(
-    is_nodule: NDArray[np.bool_], scores: Floats, scan: NDArray[np.int64], drawn: Floats
+    is_nodule: NDArray[np.bool_],
+    scores: Floats,
+    scan: NDArray[np.int64],
+    drawn: Floats,
+    other_weight: Floats,
 ) -> dict[str, Floats]:
     """Metrics over all thresholds: those at a nodule's score, for between two of them none is better."""
     level, of_nodule = np.unique(scores[is_nodule], return_inverse=True)
@@ -76,15 +126,19 @@ def _ranking_metrics(
     # Slot 2 j + 1 is for what equals level j, slot 2 j for what lies between it and the level before.
     others = _tally(below + upto, scan[~is_nodule], 2 * len(level) + 1, num_scans)
     step = max(1, _VALUES_AT_ONCE // (2 * len(level) + 1))
+    pieces = range(step, len(drawn), step)
     parts = [
-        _over_thresholds(nodules @ some.T, others @ some.T)
-        for some in np.split(drawn, range(step, len(drawn), step))
+        _over_thresholds(nodules @ some.T, others @ some.T, weight)
+        for some, weight in zip(np.split(drawn, pieces), np.split(other_weight, pieces), strict=True)
     ]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _over_thresholds(nodules: Floats, others: Floats) -> dict[str, Floats]:
-    """From nodules `(levels, resamples)` at each level, others `(2 levels + 1, resamples)` around it."""
+def _over_thresholds(nodules: Floats, others: Floats, other_weight: Floats) -> dict[str, Floats]:
+    """From nodules `(levels, resamples)` at each level, others `(2 levels + 1, resamples)` around it.
+
+    The weight of one of the others, `(resamples,)`, matters to precision alone.
+    """
     hits = _from_here_up(nodules)
     alarms = _from_here_up(others)
     num_nodules, num_others = hits[:1].sum(axis=0), alarms[0]
@@ -93,7 +147,7 @@ def _over_thresholds(nodules: Floats, others: Floats) -> dict[str, Floats]:
     with np.errstate(divide="ignore", invalid="ignore"):
         ranked_below = nodules * (num_others - (at_or_above + above) / 2)
         auc = ranked_below.sum(axis=0) / (num_nodules * num_others)
-        precision = hits / np.maximum(hits + at_or_above, 1)
+        precision = hits / np.maximum(hits + other_weight * at_or_above, 1)
         average_precision = (nodules * precision).sum(axis=0) / num_nodules
         sensitivity, specificity = hits / num_nodules, 1 - at_or_above / num_others
     values = {
@@ -104,6 +158,11 @@ def _over_thresholds(nodules: Floats, others: Floats) -> dict[str, Floats]:
         "sensitivity_at_specificity_0.9": _best(sensitivity, specificity >= 0.9),
     }
     return {name: np.where(is_defined, value, np.nan) for name, value in values.items()}
+
+
+def _total(amount: NDArray[np.generic], scan: NDArray[np.int64], drawn: Floats) -> Floats:
+    """Of something of each candidate, the sum in each draw."""
+    return drawn @ np.bincount(scan, amount, minlength=drawn.shape[1])
 
 
 def _tally(slot: NDArray[np.int64], scan: NDArray[np.int64], num_slots: int, num_scans: int) -> csr_array:

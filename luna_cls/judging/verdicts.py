@@ -11,7 +11,12 @@ from luna_cls.judging.paired_bootstrap import Difference
 LEVEL = 0.05
 _ROUNDING = 1e-12  # far below what one candidate changes
 FEWEST_SCANS = 10  # with fewer a bootstrap hardly varies, and no verdict is given
-IN_WORDS = {"cpm": "CPM", "auc": "AUC"}
+IN_WORDS = {  # of each metric that may decide; of all of them, more is better
+    "cpm": "CPM",
+    "auc": "AUC",
+    "average_precision": "average precision",
+    "balanced_accuracy": "balanced accuracy",
+}
 
 
 def of_pair(
@@ -25,7 +30,7 @@ def of_pair(
 
     Args:
         names: Of the two.
-        metric: Which the difference is of: "cpm" or "auc".
+        metric: Which the difference is of, one of `IN_WORDS`.
         found: The first system's metric less the second's.
         p_holm: The p-value adjusted for all pairs that were compared; it decides.
         num_pairs: How many these are.
@@ -33,8 +38,7 @@ def of_pair(
     a, b = names
     if found.difference == 0:
         return (
-            f"{a} and {b} cannot be told apart with these {found.num_scans:,} scans: they have the same "
-            f"{IN_WORDS[metric]}."
+            f"{a} and {b} cannot be told apart with {_these(found)}: they have the same {IN_WORDS[metric]}."
         )
     if found.difference < 0:
         a, b = b, a
@@ -47,13 +51,11 @@ def of_pair(
         among = f"; {_p(p_holm)} among {num_pairs} pairs" if num_pairs > 1 else ""
         return f"{a} is better than {b} by {_amount(metric, found, among)}."
     sentence = (
-        f"{a} and {b} cannot be told apart with these {found.num_scans:,} scans: {a} is ahead by "
-        f"{_amount(metric, found)}"
+        f"{a} and {b} cannot be told apart with {_these(found)}: {a} is ahead by {_amount(metric, found)}"
     )
     if found.p < LEVEL:
         sentence += f", which is not enough among {num_pairs} pairs"
-    needed = found.scans_needed(LEVEL / num_pairs)
-    return f"{sentence}. About {needed:,} scans would be needed." if needed else f"{sentence}."
+    return f"{sentence}.{_needed(found, LEVEL / num_pairs)}"
 
 
 def of_all(
@@ -67,14 +69,14 @@ def of_all(
     Where several are equally good, all of them are named; they beat whom each of them beats.
 
     Args:
-        metric: "cpm" or "auc".
+        metric: One of `IN_WORDS`.
         scores: The metric of each system.
         pairs: The difference of each pair of them, first less second.
         p_holm: Of each pair, adjusted for all.
     """
     highest = max(scores.values())
     best = [name for name, score in scores.items() if score >= highest - _ROUNDING]
-    num_scans = next(iter(pairs.values())).num_scans
+    any_pair = next(iter(pairs.values()))
     # Of each other system, the pairs with the best; and whether all of them are told apart.
     against: dict[str, Difference] = {}
     is_beaten: dict[str, bool] = {}
@@ -82,7 +84,7 @@ def of_all(
         if (a in best) != (b in best):
             other = b if a in best else a
             against[other] = found
-            is_beaten[other] = is_beaten.get(other, True) and p < LEVEL and num_scans >= FEWEST_SCANS
+            is_beaten[other] = is_beaten.get(other, True) and p < LEVEL and found.num_scans >= FEWEST_SCANS
     word, score = IN_WORDS[metric], f"{highest:.3f}"
     if len(best) == 1:
         sentences = [f"{best[0]} has the highest {word}, {score}."]
@@ -101,10 +103,25 @@ def of_all(
     if beaten:
         sentences.append(f"{beats} {_listed(beaten)}.")
     if alike:
-        sentences.append(f"{cannot} {_listed(alike)} with these {num_scans:,} scans.")
-    if num_scans < FEWEST_SCANS:
+        sentences.append(f"{cannot} {_listed(alike)} with {_these(any_pair)}.")
+    if any_pair.num_scans < FEWEST_SCANS:
         sentences.append(f"A verdict takes {FEWEST_SCANS} scans or more.")
     return " ".join(sentences)
+
+
+def _these(found: Difference) -> str:
+    seeds = f" and {found.num_seeds:,} seeds" if found.num_seeds > 1 else ""
+    return f"these {found.num_scans:,} scans{seeds}"
+
+
+def _needed(found: Difference, level: float) -> str:
+    """What would show a difference that these scans and seeds do not; empty where that cannot be told."""
+    for number, of in ((found.scans_needed(level), "scans"), (found.seeds_needed(level), "seeds")):
+        if number:
+            return f" About {number:,} {of} would be needed."
+    if found.num_seeds > 1 and np.isfinite(found.standard_error):
+        return " More scans and more seeds would be needed."
+    return ""
 
 
 def _amount(metric: str, found: Difference, more: str = "") -> str:
