@@ -73,7 +73,7 @@ def make_losses(folder, labels=LOSSES, seeds=(0, 1)):
         {"label": label, "name": label.split(",")[0], "parameters": {}, "folder": f"loss-{at}", "tuned": None}
         for at, label in enumerate(labels)
     ]
-    about[1] |= {"parameters": {"gamma": 5}, "tuned": {"loss.gamma": 5}}
+    about[1] |= {"parameters": {}, "tuned": {"0+1+2": {"gamma": 5}, "3+4": {"gamma": 5}}}
     scores = {label: _scores_of_a_loss(0.6 - 0.05 * at) for at, label in enumerate(labels)}
     found = {
         "names": labels,
@@ -108,8 +108,8 @@ def make_losses(folder, labels=LOSSES, seeds=(0, 1)):
         "nodule_candidates": 200,
         "prevalence": 0.01,
         "no_skill": {
-            "natural": {**_never(), "accuracy": 0.99, "average_precision": 0.01},
-            "balanced": {**_never(), "accuracy": 0.5, "average_precision": 0.5},
+            "natural": {**_never(), "accuracy": 0.99, "average_precision": 0.01, "log_loss": 0.056},
+            "balanced": {**_never(), "accuracy": 0.5, "average_precision": 0.5, "log_loss": 0.6931},
         },
         "calibration": {
             label: {
@@ -139,7 +139,7 @@ def make_losses(folder, labels=LOSSES, seeds=(0, 1)):
             },
         },
         "missing": [
-            {"loss": labels[-1], "seed": seeds[-1], "folds": [3, 4], "reason": "It ran out of memory."}
+            {"loss": labels[-1], "seed": seeds[-1], "folds": "3+4", "reason": "It ran out of memory."}
         ],
         "warnings": [],
     }  # fmt: skip
@@ -147,8 +147,9 @@ def make_losses(folder, labels=LOSSES, seeds=(0, 1)):
     (folder / "compare.toml").write_text("seed = 0\n\n[training]\nepochs = 3\n")
     (folder / "comparison.json").write_text(json.dumps(found))
     for at, seed in product(range(len(labels)), seeds):
-        run = folder / "runs" / f"loss-{at}" / f"seed{seed}-folds0-1-2"
+        run = folder / "runs" / f"loss-{at}" / ("gamma-5" if at == 1 else "") / f"seed{seed}-folds0-1-2"
         run.mkdir(parents=True)
+        (run / "settings.toml").write_text(f'[loss]\nname = "{about[at]["name"]}"\ngamma = 5\n')
         precision = [0.1, 0.4 - 0.05 * at, 0.5 - 0.05 * at + 0.02 * (-1) ** seed]
         history = pd.DataFrame({"epoch": [1, 2, 3], "val_loss": 0.5, "val_average_precision": precision})
         history.to_csv(run / "history.csv", index=False)

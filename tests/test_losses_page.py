@@ -82,7 +82,7 @@ def test_the_row_that_always_says_no_is_in_every_table_of_scores(text):
     decisions = rows_of(text, "Decisions, whatever the share of nodules")
 
     assert "always “no” – – – 0.010 – 0.000 0.500" in ranks
-    assert "always “no” 99.00 % 50.00 % – – 0.000 0.000 0.010 0.500" in shares
+    assert "always “no” 99.00 % 50.00 % – – 0.000 0.000 0.010 0.500 0.0560 0.6931" in shares
     assert "always “no” 0.0 % 100.0 % 50.0 % – 50.0 % –" in decisions
 
 
@@ -183,8 +183,8 @@ def test_cost_is_told_beside_the_fastest(text):
     """800 s are 13.3 min and the least; 1,000 s are 1.25 times as much; 45,000 cubes went into tuning."""
     table = text.split("What each loss cost")[1]
 
-    assert "bce 4 120,000 13.3 min 1.00 × 0 0" in table
-    assert f"{LOSSES[1]} 4 120,000 16.7 min 1.25 × 3 45,000" in table
+    assert "bce 4 120,000 0 0 13.3 min 1.00 ×" in table
+    assert f"{LOSSES[1]} 4 120,000 3 45,000 16.7 min 1.25 ×" in table
 
 
 def test_tuning_tells_what_was_tried_and_for_how_long(text):
@@ -193,7 +193,7 @@ def test_tuning_tells_what_was_tried_and_for_how_long(text):
 
     assert f"{LOSSES[1]}: gamma = 1 2 0.310 no" in table
     assert f"{LOSSES[1]}: gamma = 5 8 0.420 yes" in table
-    assert "those behind were stopped early (successive halving)" in text
+    assert "each time the better half went on (successive halving)" in text
     assert "Nothing was tuned of bce and “anyloss, score=balanced_accuracy”." in text
 
 
@@ -218,6 +218,8 @@ def test_pairs_are_folded_up_with_what_leaves_more_open(text):
 def test_what_was_done_names_folds_and_the_way_to_tensorboard(text):
     """Two turns, one without a fold to choose the epoch; the settings; tensorboard --logdir OUT/runs."""
     done = text.split("What was done")[-1]
+
+    assert f"{LOSSES[1]} focal as they come gamma = 5 (to test folds 0, 1, 2 and folds 3, 4)" in done
 
     assert "1 folds 0, 1, 2 fold 5 2 folds 3, 4 none: the last epoch is kept" in done
     assert "from the same seeds (0, 1)" in done
@@ -258,7 +260,6 @@ def test_a_page_of_nothing_but_what_must_be_there(made, tmp_path):
     words = Parsed(write_report(folder).read_text()).text
 
     assert f"{LOSSES[0]} – – – – –" in rows_of(words, "The losses by rank")
-    assert "One seed: how much of a difference" in words
 
 
 def test_intervals_that_are_not_defined_are_dashes(said, made):
@@ -274,17 +275,19 @@ def test_intervals_that_are_not_defined_are_dashes(said, made):
     assert "average precision, 95 %" not in words.split("For research")[1].split("Which loss")[0]
 
 
-def test_one_seed_and_few_scans_are_warned_of(said):
-    """Nine scans and one seed: both stand among what may mislead."""
-    warnings = said(num_seeds=1, seeds=[0], num_scans=9).split("What may mislead")[1].split("Which loss")[0]
+def test_few_scans_are_warned_of_beside_what_the_comparison_warns_of(said):
+    """Nine scans, and what comparison.json says: both stand among what may mislead, no section on luck."""
+    words = said(num_seeds=1, seeds=[0], num_scans=9, warnings=["One seed: luck cannot be told."])
 
+    warnings = words.split("What may mislead")[1].split("Which loss")[0]
     assert "9 scans only" in warnings
-    assert "One seed: how much of a difference" in warnings
+    assert "One seed: luck cannot be told." in warnings
+    assert "How much is luck" not in words
 
 
 def test_many_missing_trainings_are_counted(said):
     """Of six, four are named and two are counted."""
-    entry = {"loss": "bce", "folds": [0], "reason": "No luck."}
+    entry = {"loss": "bce", "folds": "0", "reason": "No luck."}
 
     words = said(missing=[{**entry, "seed": seed} for seed in range(6)])
 
@@ -373,14 +376,14 @@ def test_the_terminal_shows_every_loss_beside_always_saying_no(made):
 
     bce = next(line for line in lines if "bce" in line)
     never = next(line for line in lines if "always “no”" in line)
-    assert re.sub(r"[│\s]+", " ", bce) == " 1 bce 0.600 (0.540 to 0.660) 0.9925 0.700 0.050 "
-    assert re.sub(r"[│\s]+", " ", never) == " - always “no” 0.010 0.9900 0.500 - "
+    assert re.sub(r"[│\s]+", " ", bce) == " 1 bce 0.600 (0.540–0.660) 0.9925 0.700 0.050 "
+    assert re.sub(r"[│\s]+", " ", never) == " - always “no” 0.010 0.9900 0.500 0.056 "
     assert lines[0].strip() == "40 scans, 2 seeds"
     assert lines[-1] == "bce has the highest average precision, 0.600."
 
 
 @pytest.mark.parametrize(
-    ("metric", "score"), [("average_precision", "0.550 (0.490 to 0.610)"), ("cpm", "0.500 (0.440 to 0.560)")]
+    ("metric", "score"), [("average_precision", "0.550 (0.490–0.610)"), ("cpm", "0.500 (0.440–0.560)")]
 )
 def test_a_narrow_terminal_cuts_no_number_and_a_name_is_no_markup(made, metric, score):
     """At 80 columns names are folded, numbers are whole; [bold] in a name is printed as it stands."""
@@ -394,3 +397,15 @@ def test_a_narrow_terminal_cuts_no_number_and_a_name_is_no_markup(made, metric, 
     assert score in narrow
     assert narrow.count("0.9925") == 3
     assert "[bold]" in printed(json.loads(text), 200)
+
+
+def test_what_tuning_tried_is_in_no_curve(made, tmp_path):
+    """Beside the run with gamma 5 lie one with gamma 1 and one of a seed that is not compared: no change."""
+    folder = shutil.copytree(made, tmp_path / "own")
+    before = write_report(folder).read_text()
+    chosen = folder / "runs" / "loss-1" / "gamma-5" / "seed0-folds0-1-2"
+    tried = shutil.copytree(chosen, folder / "runs" / "loss-1" / "gamma-1" / "seed0-folds0-1-2")
+    (tried / "settings.toml").write_text('[loss]\nname = "focal"\ngamma = 1\n')
+    shutil.copytree(chosen, folder / "runs" / "loss-1" / "gamma-5" / "seed7-folds0-1-2")
+
+    assert write_report(folder).read_text() == before

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -88,17 +90,14 @@ def validation(folder: Path, found: Mapping[str, Any], order: Sequence[str]) -> 
     Losses themselves are on scales of their own: where they chose, average precision is shown instead.
 
     Args:
-        folder: With the runs in `runs/SLUG/seedS-foldsF`.
+        folder: With the runs in `runs/LOSS/seedS-foldsF`, or in a folder more where parameters were tuned.
         found: What comparison.json holds.
         order: The losses from the first rank on.
 
     Raises:
         InputError: If a file is damaged.
     """
-    runs = {
-        entry["label"]: sorted((folder / "runs" / entry["folder"]).glob("seed*-folds*"))
-        for entry in found.get("losses") or ()
-    }
+    runs = {entry["label"]: _runs(folder, found, entry) for entry in found["losses"]}
     monitor = _monitor([run for own in runs.values() for run in own])
     curves = {name: curve for name in order if not (curve := _curve(runs.get(name, []), monitor)).empty}
     if not curves:
@@ -150,11 +149,32 @@ def _trainings(curves: Mapping[str, pd.DataFrame]) -> str:
     return f"{' or '.join(map(str, counts))} training{'' if counts == [1] else 's'} each (seeds and turns)"
 
 
+def _runs(folder: Path, found: Mapping[str, Any], loss: Mapping[str, Any]) -> list[Path]:
+    """Those that are compared; others beside them were tried by tuning, or from seeds no longer asked for."""
+    own, runs = folder / "runs" / loss["folder"], []
+    for turn, seed in product(found.get("turns") or (), found.get("seeds") or ()):
+        tested = list(map(str, turn["test_folds"]))
+        name = f"seed{seed}-folds{'-'.join(tested)}"
+        chosen = (loss.get("tuned") or {}).get("+".join(tested))
+        if not chosen:
+            runs.append(own / name)
+            continue
+        given = {"name": loss["name"], **loss["parameters"], **chosen}
+        runs += [run for run in sorted(own.glob(f"*/{name}")) if _loss_of(run) == given]
+    return runs
+
+
+def _loss_of(run: Path) -> dict[str, Any] | None:
+    path = run / "settings.toml"
+    return tomllib.loads(path.read_text(encoding="utf-8")).get("loss") if path.is_file() else None
+
+
 def _monitor(runs: Sequence[Path]) -> str:
-    default = "val_average_precision"
-    results = (read_json(run / "metrics.json") for run in runs)
-    monitor = next((str(result["monitor"]) for result in results if result and "monitor" in result), default)
-    return default if monitor == "val_loss" else monitor
+    """What chose the epochs; average precision where that was a loss, or the last epoch is kept."""
+    results = (read_json(run / "metrics.json") or {} for run in runs)
+    monitors = [str(result["monitor"]) for result in results if "monitor" in result]
+    of_scores = [name for name in monitors if name.startswith("val_") and name != "val_loss"]
+    return of_scores[0] if of_scores else "val_average_precision"
 
 
 def _curve(runs: Sequence[Path], column: str) -> pd.DataFrame:

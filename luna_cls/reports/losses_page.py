@@ -11,7 +11,7 @@ from luna_cls.reports import losses_figures, losses_tables
 from luna_cls.reports.blocks import Block, Listing, Page, Section, Table, interval, number, plural
 from luna_cls.reports.comparison_page import decided_by, differences, name_of, notes, pair_detail
 from luna_cls.reports.evidence import need, read_json, warn_of_few
-from luna_cls.reports.losses_tables import quoted
+from luna_cls.reports.losses_tables import in_words, quoted
 from luna_cls.reports.terminal import ranked
 from luna_cls.reports.viewer import Cubes
 
@@ -86,11 +86,6 @@ def _facts(found: Mapping[str, Any], order: Sequence[str]) -> list[tuple[str, st
 
 def _warnings(found: Mapping[str, Any]) -> list[str]:
     warnings = [*map(str, found.get("warnings") or ()), *warn_of_few(found["num_scans"])]
-    if (found.get("num_seeds") or 1) == 1:
-        warnings.append(
-            "One seed: how much of a difference is the luck of the first weights and of the order of cubes "
-            "cannot be told. Give --seeds 3 or more."
-        )
     missing = found.get("missing") or []
     warnings += [f"Missing: {_training(entry)}: {entry['reason']}" for entry in missing[:_MOST_MISSING]]
     if len(missing) > _MOST_MISSING:
@@ -103,8 +98,10 @@ def _training(entry: Mapping[str, Any]) -> str:
     return f"{quoted(entry['loss'])}, seed {entry['seed']}, test {_folds(entry['folds'])}"
 
 
-def _folds(folds: Sequence[int]) -> str:
-    return f"fold{'' if len(folds) == 1 else 's'} {', '.join(map(str, folds))}"
+def _folds(folds: str | Sequence[int]) -> str:
+    """Folds that are tested together, as 0+1+2 or one by one."""
+    numbers = folds.split("+") if isinstance(folds, str) else [str(fold) for fold in folds]
+    return f"fold{'' if len(numbers) == 1 else 's'} {', '.join(numbers)}"
 
 
 def _differences(found: Mapping[str, Any]) -> Section:
@@ -138,7 +135,7 @@ def _pairs(found: Mapping[str, Any]) -> Section | None:
 
 
 def _done(folder: Path, found: Mapping[str, Any]) -> Section:
-    blocks: list[Block] = [_losses(found["losses"])]
+    blocks: list[Block] = [_losses(found["losses"], is_tuned=bool(found.get("tuning")))]
     turns = found.get("turns") or []
     if turns:
         rows = [
@@ -172,12 +169,19 @@ def _done(folder: Path, found: Mapping[str, Any]) -> Section:
     return Section("done", "What was done", (text,), blocks, hint)
 
 
-def _losses(losses: Sequence[Mapping[str, Any]]) -> Table:
+def _losses(losses: Sequence[Mapping[str, Any]], *, is_tuned: bool) -> Table:
     rows = []
     for entry in losses:
-        given = ", ".join(f"{name} = {value}" for name, value in (entry.get("parameters") or {}).items())
-        tuned = ", ".join(
-            f"{name.removeprefix('loss.')} = {value}" for name, value in (entry.get("tuned") or {}).items()
-        )
-        rows.append((entry["label"], entry["name"], given or "as they come", tuned or "–"))
-    return Table("The losses", ("Called here", "Loss", "Parameters", "Chosen by tuning"), rows, of_words=True)
+        row = [entry["label"], entry["name"], in_words(entry.get("parameters") or {}) or "as they come"]
+        if is_tuned:
+            turns: dict[str, list[str]] = {}
+            for folds, parameters in (entry.get("tuned") or {}).items():
+                turns.setdefault(in_words(parameters), []).append(_folds(folds))
+            row.append("; ".join(_on(words, on) for words, on in turns.items() if words) or "–")
+        rows.append(row)
+    columns = ("Called here", "Loss", "Parameters", *(["Chosen by tuning"] if is_tuned else []))
+    return Table("The losses", columns, rows, of_words=True)
+
+
+def _on(parameters: str, folds: Sequence[str]) -> str:
+    return f"{parameters} (to test {' and '.join(folds)})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -30,7 +31,7 @@ _CALIBRATION = {
 _MENDED = {"before": "before", "temperature": "temp.", "platt": "Platt"}
 _TUNED_BY = {
     "grid": "Each value of its grid was trained to the end",
-    "halving": "All values of its grid were begun, and those behind were stopped early (successive halving)",
+    "halving": "All of its grid were begun, and each time the better half went on (successive halving)",
 }
 
 
@@ -75,10 +76,11 @@ def ranking(found: Mapping[str, Any], order: Sequence[str]) -> Section:
             *([("", len(others))] if others else ()),
         ),
     )
-    over = "scans and seeds" if found.get("num_seeds", 1) > 1 else "scans"
+    several = (found.get("num_seeds") or 1) > 1
+    mean, over = (", as a mean over seeds", "scans and seeds") if several else ("", "scans")
     draws = (found.get("bootstrap") or {}).get("resamples")
     text = (
-        f"The mean {name_of(metric)} decides the rank. “First in” is the share of "
+        f"The {name_of(metric)} decides{mean}. “First in” is the share of "
         f"{f'{draws:,} ' if draws else ''}draws of {over} in which a loss comes first: one that wins in half "
         "of them is no sure winner."
     )
@@ -108,12 +110,12 @@ def prevalence(found: Mapping[str, Any], order: Sequence[str]) -> Section:
         groups=(("", 1), *((_SHORT[name], 2) for name in shown)),
     )
     blocks: list[Block] = [by_share, _decisions(found, order)]
-    hint = "Accuracy, precision and F1 are those of calling a nodule what has a probability above 1/2."
+    hint = (
+        "Accuracy, precision and F1 are those of calling a nodule what has a probability above 1/2. For its "
+        "log loss, always saying “no” gives every candidate the share of nodules as its probability."
+    )
     if any(cell == "–" for row in rows for cell in row):
-        hint += (
-            " –: not defined. Precision needs a candidate that is called a nodule; log loss a probability "
-            "that is not simply “no”."
-        )
+        hint += " –: not defined; precision needs a candidate that is called a nodule."
     return Section("prevalence", "What accuracy is worth here", _on_accuracy(found, order), blocks, hint)
 
 
@@ -259,27 +261,23 @@ def cost(found: Mapping[str, Any], order: Sequence[str]) -> Section | None:
     rows = []
     for name, own in costs.items():
         took = seconds[name]
-        cells = [_count(own.get("trainings")), _count(own.get("cubes")), _duration(took)]
-        cells.append(f"{took / least:.2f} ×" if took and least else "–")
-        if is_tuned:
-            cells += [_count(own.get("tuning_trainings")), _count(own.get("tuning_cubes"))]
-        rows.append((name, *cells))
+        counts = ("trainings", "cubes", *(("tuning_trainings", "tuning_cubes") if is_tuned else ()))
+        times = f"{took / least:.2f} ×" if took and least else "–"
+        rows.append((name, *(_count(own.get(key)) for key in counts), _duration(took), times))
     table = Table(
         "What each loss cost",
         (
             "Loss",
-            "Trainings",
-            "Cube-epochs",
-            "Time",
+            *(("Trainings", "Cube-epochs") * (2 if is_tuned else 1)),
+            "Of both" if is_tuned else "In all",
             "Of the fastest",
-            *(("Trainings", "Cube-epochs") if is_tuned else ()),
         ),
         rows,
-        groups=(("", 1), ("Comparison", 4), *([("Tuning before it", 2)] if is_tuned else ())),
+        groups=(("", 1), ("Comparison", 2), *([("Tuning", 2)] if is_tuned else ()), ("Time", 2)),
     )
     text = (
-        "A cube-epoch is a cube trained on once; each counts as often as it was seen. Time is that of "
-        "training alone, one training at a time added up, and hangs on what else the machine did."
+        "A cube-epoch is a cube trained on once; each counts as often as it was seen. Time is that of the "
+        "steps of training, added up, and hangs on what else the machine did."
     )
     tried = _tuning(found, order)
     blocks: list[Block] = [table, *([tried[1]] if tried else ())]
@@ -296,7 +294,7 @@ def _tuning(found: Mapping[str, Any], order: Sequence[str]) -> tuple[list[str], 
     for name, own in trials.items():
         tried: dict[str, list[Mapping[str, Any]]] = {}
         for trial in own:
-            tried.setdefault(_settings(trial["parameters"]), []).append(trial)
+            tried.setdefault(in_words(trial["parameters"]) or "as given", []).append(trial)
         for parameters, same in tried.items():
             scores = [trial["score"] for trial in same if trial["score"] is not None]
             epochs = sorted({trial["epochs"] for trial in same})
@@ -321,8 +319,12 @@ def _chosen(times: Sequence[bool]) -> str:
     return ("yes" if times[0] else "no") if len(times) == 1 else f"{sum(times)} of {len(times)} turns"
 
 
-def _settings(parameters: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name.removeprefix('loss.')} = {value}" for name, value in parameters.items())
+def in_words(parameters: Mapping[str, Any]) -> str:
+    """Parameters of a loss: gamma = 5, apply_class_balancing = true."""
+    return ", ".join(
+        f"{name} = {value if isinstance(value, str) else json.dumps(value)}"
+        for name, value in parameters.items()
+    )
 
 
 def quoted(name: str) -> str:

@@ -233,7 +233,7 @@ def print_losses(console: Console, comparison: Mapping[str, Any]) -> None:
     table.add_column("loss", overflow="fold", min_width=9)
     table.add_column(f"{_name(metric)}\n(95 %)", justify="right", style="bold", no_wrap=True)
     for name in further:
-        table.add_column(_OF_A_LOSS[name], justify="right", min_width=6 if name == "accuracy" else 5)
+        table.add_column(_OF_A_LOSS[name], justify="right", min_width=8 if name == "accuracy" else 5)
     for name in ranked(comparison):
         score = comparison["scores"].get(name) or {}
         rank = ((comparison.get("ranks") or {}).get(name) or {}).get("rank")
@@ -241,9 +241,7 @@ def print_losses(console: Console, comparison: Mapping[str, Any]) -> None:
         table.add_row(
             "-" if rank is None else f"{rank:g}",
             escape(name),
-            " ".join(
-                [_share(score.get(metric)), *(f"({words})" for words in _interval(bounds) if words != "-")]
-            ),
+            _share(score.get(metric)) + _in_brackets(bounds),
             *(_of_a_loss(other, score.get(other)) for other in further),
         )
     never = {"cpm": 0.0, **((comparison.get("no_skill") or {}).get("natural") or {})}
@@ -268,6 +266,11 @@ def ranked(comparison: Mapping[str, Any]) -> list[str]:
         return math.inf if rank is None else float(rank)
 
     return sorted(comparison["names"], key=place)
+
+
+def _in_brackets(bounds: Sequence[float | None] | None) -> str:
+    words = (_interval(bounds) or ["-"])[0]
+    return "" if words == "-" else f" ({words.replace(' to ', '–')})"
 
 
 def _of_a_loss(metric: str, value: float | None) -> str:
