@@ -24,6 +24,7 @@ from luna_cls import __version__
 from luna_cls.errors import InputError
 
 if TYPE_CHECKING:
+    from luna_cls.learning.contest import Contest
     from luna_cls.settings import Settings
 
 DONE, WRONG_INPUT, SOME_FAILED, INTERRUPTED = 0, 1, 3, 130
@@ -410,6 +411,154 @@ def _show_crossval(out: Path, result: dict[str, Any]) -> int:
     again = " The same command with --resume tries what failed again." if missing else ""
     _say(f"luna-cls: not all folds went well; {out / 'failures.csv'} says which and why.{again}")
     return SOME_FAILED
+
+
+@_command
+def compare(
+    store: Annotated[Path, typer.Argument(help="A cube store, as prepare makes it.")],
+    out: Annotated[Path, typer.Argument(help="The folder to make.")],
+    loss: Annotated[
+        list[str] | None,
+        typer.Option(help="A loss, with its parameters behind it, as focal,gamma=5; give two or more."),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="Trainings of each, begun from other weights.", show_default="3")
+    ] = None,
+    folds: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Folds that are tested together, as 5,6,7,8,9; may be repeated. 'each': one by one.",
+            show_default="the recipe's test folds; else each",
+        ),
+    ] = None,
+    recipe: Recipe = None,
+    setting: Changes = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="What decides: cpm, auc, average_precision or balanced_accuracy.",
+            show_default="cpm with --annotations; else auc",
+        ),
+    ] = None,
+    tune: Annotated[
+        Literal["grid", "halving"] | None,
+        typer.Option(
+            help="Try four parameters for each loss first: each to the end, or the better half further and "
+            "further.",
+            show_default="as given",
+        ),
+    ] = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What to try, as focal.gamma=1,2,5; may be repeated.", show_default="see the README"
+        ),
+    ] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(help="CSV of the nodules, with diameter_mm, for FROC and CPM.")
+    ] = None,
+    excluded: Annotated[Path | None, typer.Option(help="CSV of findings to ignore.")] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Trainings at a time, each a process with a GPU and a share of the cores.",
+            show_default="one after the other",
+        ),
+    ] = None,
+    dask: Annotated[
+        str | None, typer.Option(help="A Dask scheduler, as tcp://HOST:8786, whose workers do the work.")
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with OUT, if it was begun; also with other losses or seeds."),
+    ] = False,
+    force: Force = False,
+) -> int:
+    """Which loss? Train with each alike, and say which is better on unseen scans, and how sure that is.
+
+    Models of one seed differ in the loss alone: they begin with the same weights
+    and see the same cubes in the same order, for as long. Killed or stopped at any
+    moment, --resume goes on.
+    """
+    from luna_cls.cubes.store import CubeStore
+    from luna_cls.learning.contest import Contest
+    from luna_cls.learning.held_out import Means
+    from luna_cls.learning.loss_comparison import SETTINGS, compare_losses
+    from luna_cls.processes import termination_watched
+    from luna_cls.reports.terminal import print_losses
+
+    overrides = _overrides(setting, None)
+    named = [change for change in overrides if change.split("=")[0].strip().startswith("loss.")]
+    if named:
+        raise InputError(
+            f"Parameters of a loss go behind its name, as --loss focal,gamma=5. Received: --set {named[0]}."
+        )
+    settings = _settings(out / SETTINGS, recipe, overrides, resume=resume, force=force)
+    before = Contest.begun(out) if resume else None
+    contest = _contest(before, loss, seeds, folds, metric, tune, grid)
+    opened = CubeStore.open(store)
+    with termination_watched(interrupts=True) as asked_to_stop:
+        result = compare_losses(
+            opened,
+            settings,
+            contest,
+            out,
+            annotations=annotations,
+            excluded=excluded,
+            means=Means(workers, dask, asked_to_stop, _say),
+            force=force,
+            resume=resume,
+        )
+    if result is None:
+        return DONE
+    print_losses(_out, result)
+    for warning in result["warnings"]:
+        _say(f"Warning: {warning}")
+    _print_path(out)
+    _add_report(out)
+    for name, seed, tested, status, reason in result["failures"]:
+        _say(f"{name}, seed {seed}, folds {tested}: {status}: {reason}")
+    if not result["failures"]:
+        return DONE
+    again = " The same command with --resume tries what failed again." if result["missing"] else ""
+    _say(f"luna-cls: not all trainings went well; {out / 'failures.csv'} says which and why.{again}")
+    return SOME_FAILED
+
+
+def _contest(
+    before: Contest | None,
+    loss: list[str] | None,
+    seeds: int | None,
+    folds: list[str] | None,
+    metric: str | None,
+    tune: Literal["grid", "halving"] | None,
+    grid: list[str] | None,
+) -> Contest:
+    """What compare was told; where it was told nothing, what was begun before."""
+    from luna_cls.learning.contest import Contest, Entrant
+    from luna_cls.learning.tuning import Tuning, parse_grids
+
+    tested = before.tested if before and not folds else None
+    if folds and folds != ["each"]:
+        for group in folds:
+            if not re.fullmatch(r"\d(,\d)*", group):
+                raise InputError(
+                    "--folds takes folds from 0 to 9 that are tested together, as 8,9, or 'each'. "
+                    f"Received: '{group}'."
+                )
+        tested = tuple(tuple(map(int, group.split(","))) for group in folds)
+    tuning = before.tuning if before else None
+    if tune:
+        tuning = Tuning(tune, parse_grids(grid or ()))
+    elif grid:
+        raise InputError("--grid says what --tune is to try. Add --tune grid or --tune halving.")
+    return Contest(
+        before.entrants if before and not loss else tuple(map(Entrant.parse, loss or ())),
+        seeds if seeds is not None else before.seeds if before else 3,
+        tested,
+        metric or (before.metric if before else None),
+        tuning,
+    )
 
 
 def _overrides(setting: list[str] | None, loss: str | None) -> list[str]:

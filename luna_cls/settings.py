@@ -15,6 +15,8 @@ from luna_cls.errors import InputError
 
 Fold = Annotated[int, Field(ge=0, le=9)]
 
+LAST_EPOCH = "epoch"  # as `training.monitor`: the number of the epoch, so that the last one is kept
+
 _NULL = "null"
 
 
@@ -110,6 +112,7 @@ class OptimizerSettings(_Frozen):
 class TrainingSettings(_Frozen):
     """How long, how much at a time, and which epoch's model is kept.
 
+    `monitor`: the best by this validation metric, or by "val_loss"; "epoch" keeps the last.
     `ema`: what is validated and kept is the running average of the weights, of which a step keeps this share.
     `profile_steps`: how many steps of the second epoch, or of the only one, TensorFlow's profiler records.
     """
@@ -245,10 +248,11 @@ def _parse(override: str) -> tuple[tuple[str, ...], Any]:
     keys = tuple(path.strip().split("."))
     if not equals or not all(keys):
         raise InputError(f"--set needs key.path=value. Received: '{override}'.")
-    return keys, None if text.strip() == _NULL else _parse_value(text.strip())
+    return keys, None if text.strip() == _NULL else parse_value(text.strip())
 
 
-def _parse_value(text: str) -> Any:
+def parse_value(text: str) -> Any:
+    """A value as TOML has it, or else the text itself."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

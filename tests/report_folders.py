@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import combinations, product
 
 import nibabel
 import numpy as np
@@ -21,7 +22,7 @@ RESAMPLES = 50
 
 
 def make_folders(root, tree, store):
-    """Folders as the commands leave them: a calibrated run, findings, a comparison and an evaluation of it.
+    """Folders as the commands leave them: a calibrated run, findings, comparisons and an evaluation of one.
 
     Args:
         root: Where they are made.
@@ -37,6 +38,7 @@ def make_folders(root, tree, store):
     _make_run(folders["run"], scored)
     _make_findings(folders["findings"], scored, sorted(LunaTree.open(tree).scan_paths))
     make_scan(folders["scan"], scored, tree, threshold=0.2)
+    folders["losses"] = make_losses(root / "losses")
     second = logits + rng.normal(size=len(logits))
     for name, own in (("first", logits), ("second", second)):
         marks = scored[["seriesuid", *COORDINATES]].assign(probability=1 / (1 + np.exp(-own)))
@@ -49,6 +51,177 @@ def make_folders(root, tree, store):
     )
     shutil.copytree(folders["comparison"] / "first", folders["evaluation"])
     return folders
+
+
+LOSSES = ("bce", "focal, gamma=5, apply_class_balancing=true", "anyloss, score=balanced_accuracy")
+
+
+def make_losses(folder, labels=LOSSES, seeds=(0, 1)):
+    """A comparison of losses as `luna-cls compare` leaves it: of 40 scans, 1 candidate in 100 on a nodule.
+
+    The first loss has an average precision of 0.6, each further one 0.05 less; seed by seed it is 0.02 higher
+    or lower in turn. The second one's probabilities are far off until they are calibrated, its parameter was
+    tuned, and a training of the last one is missing.
+
+    Args:
+        folder: To be made.
+        labels: Names of the losses; the first word of each is the loss's own.
+        seeds: Of the trainings.
+    """
+    (folder / "runs").mkdir(parents=True)
+    about = [
+        {"label": label, "name": label.split(",")[0], "parameters": {}, "folder": f"loss-{at}", "tuned": None}
+        for at, label in enumerate(labels)
+    ]
+    about[1] |= {"parameters": {}, "tuned": {"0+1+2": {"gamma": 5}, "3+4": {"gamma": 5}}}
+    scores = {label: _scores_of_a_loss(0.6 - 0.05 * at) for at, label in enumerate(labels)}
+    found = {
+        "names": labels,
+        "metric": "average_precision",
+        "num_scans": 40,
+        "num_nodules": 120,
+        "num_seeds": len(seeds),
+        "bootstrap": {"resamples": 1000, "seed": 0},
+        "scores": scores,
+        "intervals_95": {label: _around(own) for label, own in scores.items()},
+        "by_seed": {
+            label: {name: [value + 0.02 * (-1) ** seed for seed in seeds] for name, value in own.items()}
+            for label, own in scores.items()
+        },
+        "ranks": {
+            label: {"rank": at, "interval_95": [at, at + 1], "first": 0.6 / 2**at}
+            for at, label in enumerate(labels, 1)
+        },
+        "pairs": [_pair_of_losses(a, b, scores) for a, b in combinations(labels, 2)],
+        "verdict": f"{labels[0]} has the highest average precision, 0.600.",
+        "notes": ["The same points in all predictions."],
+        "froc": {label: _froc_of_a_loss(own["cpm"]) for label, own in scores.items()},
+        "balanced": {label: {**own, "accuracy": 0.7, "precision": 0.99} for label, own in scores.items()},
+        "balanced_intervals_95": {},
+        "losses": about,
+        "seeds": seeds,
+        "turns": [
+            {"test_folds": [0, 1, 2], "validation_folds": [5]},
+            {"test_folds": [3, 4], "validation_folds": []},
+        ],
+        "candidates": 20_000,
+        "nodule_candidates": 200,
+        "prevalence": 0.01,
+        "no_skill": {
+            "natural": {**_never(), "accuracy": 0.99, "average_precision": 0.01, "log_loss": 0.056},
+            "balanced": {**_never(), "accuracy": 0.5, "average_precision": 0.5, "log_loss": 0.6931},
+        },
+        "calibration": {
+            label: {
+                way: {"ece": error, "ece_of_nodules": 3 * error, "log_loss": 2 * error, "brier": error / 2}
+                for way, error in (
+                    ("before", 0.2 if at == 1 else 0.01),
+                    ("temperature", 0.008),
+                    ("platt", 0.002),
+                )
+            }
+            for at, label in enumerate(labels)
+        },
+        "cost": {
+            label: {"trainings": 4, "cubes": 120_000, "cube_epochs": 120_000, "seconds": 800.0 + 200 * at,
+                    "tuning_trainings": 3 if at == 1 else 0, "tuning_cubes": 45_000 if at == 1 else 0}
+            for at, label in enumerate(labels)
+        },
+        "tuning": {
+            "method": "halving",
+            "monitor": "val_average_precision",
+            "trials": {
+                labels[1]: [
+                    {"parameters": {"gamma": gamma}, "epochs": epochs, "score": score, "chosen": gamma == 5,
+                     "turn": [0, 1, 2]}
+                    for gamma, epochs, score in ((1, 2, 0.31), (2, 4, 0.38), (5, 8, 0.42))
+                ]
+            },
+        },
+        "missing": [
+            {"loss": labels[-1], "seed": seeds[-1], "folds": "3+4", "reason": "It ran out of memory."}
+        ],
+        "warnings": [],
+    }  # fmt: skip
+    (folder / "compare.json").write_text("{}\n")
+    (folder / "compare.toml").write_text("seed = 0\n\n[training]\nepochs = 3\n")
+    (folder / "comparison.json").write_text(json.dumps(found))
+    for at, seed in product(range(len(labels)), seeds):
+        run = folder / "runs" / f"loss-{at}" / ("gamma-5" if at == 1 else "") / f"seed{seed}-folds0-1-2"
+        run.mkdir(parents=True)
+        (run / "settings.toml").write_text(f'[loss]\nname = "{about[at]["name"]}"\ngamma = 5\n')
+        precision = [0.1, 0.4 - 0.05 * at, 0.5 - 0.05 * at + 0.02 * (-1) ** seed]
+        history = pd.DataFrame({"epoch": [1, 2, 3], "val_loss": 0.5, "val_average_precision": precision})
+        history.to_csv(run / "history.csv", index=False)
+        (run / "metrics.json").write_text('{"monitor": "val_average_precision"}\n')
+    return folder
+
+
+def _scores_of_a_loss(average_precision):
+    return {
+        "cpm": average_precision - 0.05,
+        "auc": 0.9 + average_precision / 10,
+        "average_precision": average_precision,
+        "accuracy": 0.9925,
+        "balanced_accuracy": 0.7,
+        "balanced_accuracy_at_chosen_threshold": 0.85,
+        "precision": 0.8,
+        "recall": 0.405,
+        "specificity": 0.995,
+        "f1": 0.53,
+        "log_loss": 0.05,
+        "brier": 0.008,
+    }
+
+
+def _never():
+    return {
+        "balanced_accuracy": 0.5,
+        "auc": 0.5,
+        "precision": None,
+        "recall": 0.0,
+        "specificity": 1.0,
+        "f1": 0.0,
+    }
+
+
+def _around(scores):
+    return {name: [value - 0.06, value + 0.06] for name, value in scores.items()}
+
+
+def _pair_of_losses(a, b, scores):
+    differences = {
+        name: {
+            "difference": value - scores[b][name],
+            "interval_95": [value - scores[b][name] - 0.08, value - scores[b][name] + 0.08],
+            "p": 0.02,
+            "scan_error": 0.01,
+            "seed_error": 0.03,
+        }
+        for name, value in scores[a].items()
+    }
+    verdict = f"{a} and {b} cannot be told apart with these 40 scans and 2 seeds."
+    nothing = dict.fromkeys(("scans_needed", "delong", "over_folds"))
+    mcnemar = {"nodules": None, "candidates": None}
+    return {
+        "a": a,
+        "b": b,
+        "verdict": verdict,
+        "differences": differences,
+        "p_holm": 0.06,
+        "mcnemar": mcnemar,
+        **nothing,
+    }
+
+
+def _froc_of_a_loss(cpm):
+    fps_per_scan = np.geomspace(1 / 16, 16, 33)
+    sensitivity = np.clip(cpm + 0.06 * np.log2(fps_per_scan), 0, 1)
+    bounds = {"lower": np.clip(sensitivity - 0.08, 0, 1), "upper": np.clip(sensitivity + 0.08, 0, 1)}
+    return {
+        name: values.tolist()
+        for name, values in {"fps_per_scan": fps_per_scan, "sensitivity": sensitivity, **bounds}.items()
+    }
 
 
 def make_scan(folder, scored, tree, threshold, explained=(1,), **more):

@@ -3,13 +3,13 @@ import io
 import json
 import re
 import shutil
-from html.parser import HTMLParser
 from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.image import imread
+from parsed_page import Parsed
 
 from luna_cls.cli import _add_report
 from luna_cls.cubes.cutting import cut_cubes
@@ -24,45 +24,7 @@ from luna_cls.reports.viewer import Cubes, in_window, sprite, still
 from luna_cls.scans.luna16 import LunaTree
 from luna_cls.scans.volume import read_volume
 
-VOID = {"meta", "link", "img", "input", "br", "path"}
-
-
-class Parsed(HTMLParser):
-    """A page taken apart: its tags, ids, links, words; and whether what is opened is closed."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.open, self.words, self.not_closed = [], [], [], []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        if tag in VOID:
-            return
-        if not self.open or self.open.pop() != tag:
-            self.not_closed.append(tag)
-
-    def handle_data(self, data):
-        if not {"style", "script"} & set(self.open):
-            self.words.append(data)
-
-    @property
-    def text(self):
-        return " ".join(" ".join(self.words).split())
-
-    def all(self, tag):
-        return [attributes for name, attributes in self.tags if name == tag]
-
-
-KINDS = ("run", "findings", "scan", "evaluation", "comparison")
+KINDS = ("run", "findings", "scan", "evaluation", "comparison", "losses")
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +74,7 @@ def test_all_that_is_seen_is_also_said(pages, kind):
     assert all(len(one["alt"]) > 20 for one in pictures)
     assert all(one["aria-label"] for one in page.all("input"))
     assert len(page.all("table")) == len(page.all("caption"))
-    assert all(one["scope"] in ("col", "row") for one in page.all("th"))
+    assert all(one["scope"] in ("col", "row", "colgroup") for one in page.all("th"))
     levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1
     assert all(after <= before + 1 for before, after in pairwise(levels))

@@ -9,7 +9,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright
 pytestmark = pytest.mark.slow
 
 PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
-KINDS = ("run", "findings", "scan", "evaluation", "comparison")
+KINDS = ("run", "findings", "scan", "evaluation", "comparison", "losses")
 WITH_SLIDERS = ("run", "findings", "scan", "evaluation")
 
 

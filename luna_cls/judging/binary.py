@@ -62,6 +62,34 @@ def no_skill_metrics(labels: ArrayLike) -> dict[str, float]:
     return binary_metrics(labels, np.full(len(labels), -1.0))
 
 
+def best_threshold(labels: ArrayLike, scores: ArrayLike) -> float:
+    """The threshold of the best balanced accuracy: above it is a nodule.
+
+    It lies midway between two scores; of thresholds that are equally good, the middle one.
+
+    Args:
+        labels: `(n,)`, 1 for a nodule, 0 for the rest; both are there.
+        scores: `(n,)`, finite, higher for more like a nodule.
+
+    Raises:
+        InputError: If a class is not there.
+    """
+    is_nodule = np.asarray(labels).reshape(-1) == 1
+    if is_nodule.all() or not is_nodule.any():
+        raise InputError(
+            "A threshold is chosen on nodules and others. "
+            f"Received: {int(is_nodule.sum())} nodules among {len(is_nodule)} candidates."
+        )
+    tp, fp, score = _sweep(is_nodule, np.asarray(scores, float).reshape(-1))
+    balanced = tp / tp[-1] - fp / fp[-1]
+    good = np.flatnonzero(balanced == balanced.max())
+    place = int(good[(len(good) - 1) // 2])
+    # Place 0 calls nothing a nodule, the last one everything; each other has a score below it.
+    below = score[place + 1] if place + 1 < len(score) else score[place] - 2
+    above = score[place] if place else below + 2
+    return float((above + below) / 2)
+
+
 def roc_points(labels: ArrayLike, scores: ArrayLike) -> pd.DataFrame:
     """Corners of the ROC curve, a few hundred at most.
 

@@ -18,6 +18,7 @@ from luna_cls.judging.binary import binary_metrics
 from luna_cls.learning import checkpoints, models
 from luna_cls.learning.checkpoints import Checkpoint
 from luna_cls.learning.health import TrainingHealth
+from luna_cls.settings import LAST_EPOCH
 
 Logits = NDArray[np.float64]
 
@@ -108,7 +109,8 @@ class BestModel(keras.callbacks.Callback):
     Args:
         judged: The model to keep.
         path: The `.keras` file to keep it in.
-        monitor: The log; less is better if its name ends in "loss", more otherwise.
+        monitor: The log; less is better if its name ends in "loss", more otherwise; `LAST_EPOCH` keeps
+            the last.
         patience: After how many epochs that were no better to stop; None for never.
         logit_shift: Added to the logits of the model that is kept.
     """
@@ -130,7 +132,7 @@ class BestModel(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Saves the model if it is the best so far."""
-        value = self._sign * float((logs or {})[self._monitor])
+        value = epoch if self._monitor == LAST_EPOCH else self._sign * float((logs or {})[self._monitor])
         if self.epoch < 0 or np.isnan(self.value) or value > self.value:
             self.epoch, self.value = epoch, value
             models.save(self._judged, self._path, self._logit_shift)
@@ -187,6 +189,7 @@ class Checkpointing(keras.callbacks.Callback):
         history: The rows so far.
         metrics: Those that stream through the epoch.
         start: Where to take the training up; None for its beginning.
+        until_epoch: After how many epochs to pause; None for none.
         asked_to_stop: Whether it is to pause at the next chance.
     """
 
@@ -200,10 +203,11 @@ class Checkpointing(keras.callbacks.Callback):
         history: HistoryFile,
         metrics: list[keras.metrics.Metric],
         start: Checkpoint | None,
+        until_epoch: int | None,
         asked_to_stop: Callable[[], bool],
     ) -> None:
         super().__init__()
-        self._folder, self._steps, self._metrics = folder, steps, metrics
+        self._folder, self._steps, self._metrics, self._until_epoch = folder, steps, metrics, until_epoch
         self._judging, self._health = judging, health
         self._start, self._asked_to_stop = start, asked_to_stop
         self._remembering: dict[str, TrainingHealth | BestModel | HistoryFile] = {
@@ -244,7 +248,8 @@ class Checkpointing(keras.callbacks.Callback):
             Paused: If so.
         """
         self._save(epoch + 1, 0)
-        if self._asked_to_stop() and not self.model.stop_training:
+        is_to_pause = self._asked_to_stop() or epoch + 1 == self._until_epoch
+        if is_to_pause and not self.model.stop_training:
             raise Paused(f"after epoch {epoch + 1}")
 
     def _restore(self, start: Checkpoint) -> None:

@@ -50,7 +50,7 @@ from luna_cls.learning.metrics import streaming_metrics
 from luna_cls.learning.optimizer import adamw
 from luna_cls.learning.precision import set_policy
 from luna_cls.learning.tensorboard import TensorBoardLog
-from luna_cls.settings import Settings
+from luna_cls.settings import LAST_EPOCH, Settings
 
 MODEL = "model.keras"
 PREDICTION_COLUMNS = (*POINT_COLUMNS, "probability", "logit", "class")
@@ -63,6 +63,7 @@ def train(
     *,
     force: bool = False,
     resume: bool = False,
+    until_epoch: int | None = None,
     asked_to_stop: Callable[[], bool] = lambda: False,
     go_on: str | None = None,
     say: Callable[[str], None] = print,
@@ -84,6 +85,7 @@ def train(
         run: The folder to make.
         force: Replace it if it exists.
         resume: Go on with it if it exists.
+        until_epoch: After how many epochs to pause, if more are to follow.
         asked_to_stop: Looked at after every step: once it is true, the training saves where it stands, and
             pauses.
         go_on: The command that goes on with a paused run; None for `luna-cls train STORE RUN --resume`.
@@ -113,14 +115,15 @@ def train(
         for line in _opening(task, start):
             say(line)
         health, best, log, callbacks = _callbacks(
-            task, folder, start, asked_to_stop, say, show if is_first else None
+            task, folder, start, until_epoch, asked_to_stop, say, show if is_first else None
         )
         try:
             with closing(log):
                 _fit(task, start, callbacks)
         except Paused as pause:
-            go_on = go_on or f"luna-cls train {store.path} {run} --resume"
-            say(f"Asked to stop: saved {pause}. {go_on} goes on from there.")
+            if asked_to_stop():
+                go_on = go_on or f"luna-cls train {store.path} {run} --resume"
+                say(f"Asked to stop: saved {pause}. {go_on} goes on from there.")
             return None
         if not is_first:
             return None
@@ -241,6 +244,7 @@ def _callbacks(
     task: _Task,
     folder: Path,
     start: Checkpoint | None,
+    until_epoch: int | None,
     asked_to_stop: Callable[[], bool],
     say: Callable[[str], None],
     show: Callable[[int, int, str], None] | None,
@@ -296,6 +300,7 @@ def _callbacks(
             history,
             task.metrics,
             start,
+            until_epoch,
             lambda: task.computing.any(asked_to_stop()),
         ),
     ]
@@ -385,9 +390,9 @@ def _fit(task: _Task, start: Checkpoint | None, callbacks: list[keras.callbacks.
 
 
 def _check_monitor(monitor: str, metrics: dict[str, float]) -> None:
-    """Any validation metric that is always defined, and of which more is better; or the loss."""
+    """Any validation metric that is always defined, and of which more is better; the loss; or the epoch."""
     no_goals = ("precision", "tp", "fp", "tn", "fn")
-    known = [f"val_{name}" for name in ("loss", *metrics) if name not in no_goals]
+    known = [LAST_EPOCH, *(f"val_{name}" for name in ("loss", *metrics) if name not in no_goals)]
     if monitor not in known:
         raise InputError(f"Unknown training.monitor '{monitor}'. Known: {', '.join(known)}.")
 

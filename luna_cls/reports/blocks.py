@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from luna_cls.judging.froc import RATES_PER_SCAN
 
@@ -40,6 +41,8 @@ class Table:
         rows: Cells as they are to be read; the first of a row is its heading.
         of_words: Whether cells are words, which begin at the left, and not numbers.
         beside_figures: Whether it stands in a row with figures.
+        groups: A heading over columns that belong together, and how many these are, from the left; empty
+            for none.
     """
 
     caption: str
@@ -47,8 +50,14 @@ class Table:
     rows: Sequence[Sequence[str]]
     of_words: bool = False
     beside_figures: bool = False
+    groups: Sequence[tuple[str, int]] = ()
 
     kind = "table"
+
+    @property
+    def starts(self) -> list[int]:
+        """Columns with which a group begins, the first of all left out."""
+        return list(accumulate(count for _, count in self.groups))[:-1]
 
 
 @dataclass(frozen=True)
@@ -124,7 +133,24 @@ class Listing:
     kind = "listing"
 
 
-Block = Table | Figure | Cards | Listing
+@dataclass(frozen=True)
+class Detail:
+    """What only some readers want, folded up.
+
+    Args:
+        title: What is there, to decide by.
+        text: Paragraphs.
+        table: What follows them.
+    """
+
+    title: str
+    text: Sequence[str]
+    table: Table
+
+    kind = "detail"
+
+
+Block = Table | Figure | Cards | Listing | Detail
 
 
 @dataclass(frozen=True)

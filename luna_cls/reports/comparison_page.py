@@ -6,20 +6,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from luna_cls.judging.verdicts import FEWEST_SCANS
 from luna_cls.reports import figures
-from luna_cls.reports.blocks import Block, Figure, Page, Section, Table, interval, number, percent, plural
-from luna_cls.reports.drawing import PAGE, axes, to_svg
+from luna_cls.reports.blocks import Detail, Figure, Page, Section, Table, interval, number, percent, plural
+from luna_cls.reports.drawing import PAGE, named_rows, to_svg
 from luna_cls.reports.evidence import need, read_froc, read_json, warn_of_few
 from luna_cls.reports.viewer import Cubes
 
 NAMES = {
     "cpm": "CPM",
+    "accuracy": "accuracy",
     "auc": "AUC",
     "average_precision": "average precision",
     "balanced_accuracy": "balanced accuracy",
+    "balanced_accuracy_at_chosen_threshold": "balanced accuracy at the threshold chosen on validation",
     "recall": "sensitivity at probability 1/2",
     "specificity": "specificity at probability 1/2",
     "precision": "precision at probability 1/2",
@@ -51,15 +51,13 @@ def comparison_page(folder: Path, _cubes: Cubes) -> Page:
     metric = found.get("metric", "cpm")
     curves = [read_froc(folder / name, name) for name in names if (folder / name / "froc.json").is_file()]
     curves = sorted(curves, key=lambda curve: -curve.cpm)
-    drawn = _differences(pairs, metric, found["num_scans"] >= FEWEST_SCANS)
+    drawn = differences(found)
     sections = [
-        Section(
-            "differences", "How far apart they are", (_decided_by(found, metric),), [drawn] if drawn else []
-        ),
-        _notes(found),
+        Section("differences", "How far apart they are", (decided_by(found),), [drawn] if drawn else []),
+        notes(found),
         _froc(curves) if curves else None,
         _scores(names, scores) if scores else None,
-        *(_pair(number_of, pair) for number_of, pair in enumerate(pairs, 1)),
+        *(_pair_section(position, pair) for position, pair in enumerate(pairs, 1)),
     ]
     return Page(
         kind="Comparison",
@@ -93,27 +91,39 @@ def _facts(
     return facts
 
 
-def _notes(found: Mapping[str, Any]) -> Section | None:
-    notes = [str(note) for note in found.get("notes") or () if note]
-    return Section("notes", "What to know of these figures", notes) if notes else None
+def notes(found: Mapping[str, Any]) -> Section | None:
+    """The section on what to know of the figures; None if there is nothing."""
+    words = [str(note) for note in found.get("notes") or () if note]
+    return Section("notes", "What to know of these figures", words) if words else None
 
 
-def _decided_by(found: Mapping[str, Any], metric: str) -> str:
-    bootstrap = found.get("bootstrap") or {}
+def decided_by(found: Mapping[str, Any]) -> str:
+    """What decides, and how all are compared.
+
+    Args:
+        found: What comparison.json holds.
+    """
+    bootstrap, seeds = found.get("bootstrap") or {}, found.get("num_seeds") or 1
     draws = f"{bootstrap['resamples']:,} " if "resamples" in bootstrap else ""
+    begun = "" if seeds == 1 else f" and trained from the same {seeds} seeds"
     several = (
         " With more than one pair, p is adjusted for all of them (Holm 1979)."
         if len(found["pairs"]) > 1
         else ""
     )
     return (
-        f"The {name_of(metric)} decides. All are scored on the same {draws}resamples of scans, so that what "
-        f"is hard for one is hard for the other.{several}"
+        f"The {name_of(found.get('metric', 'cpm'))} decides. All are scored on the same {draws}resamples of "
+        f"scans{begun}, so that what is hard for one is hard for the other.{several}"
     )
 
 
-def _differences(pairs: Sequence[Mapping[str, Any]], metric: str, can_decide: bool) -> Figure | None:
-    """A dot and a bar for each pair, faint where scans are too few; None if the metric was not compared."""
+def differences(found: Mapping[str, Any]) -> Figure | None:
+    """A dot and a bar for each pair, faint where scans are too few; None if the metric was not compared.
+
+    Args:
+        found: What comparison.json holds.
+    """
+    metric, pairs = found.get("metric", "cpm"), found["pairs"]
     rows = []
     for pair in pairs:
         difference = pair["differences"].get(metric) or {}
@@ -121,34 +131,27 @@ def _differences(pairs: Sequence[Mapping[str, Any]], metric: str, can_decide: bo
             rows.append((f"{pair['a']} − {pair['b']}", difference, pair.get("p_holm")))
     if not rows:
         return None
-    drawing, drawn = axes((4.4, 1.0 + 0.55 * len(rows)), f"difference of {name_of(metric)}", "")
-    places = np.arange(len(rows))[::-1]
+    can_decide = found["num_scans"] >= FEWEST_SCANS
     strength = 1.0 if can_decide else 0.4
-    for place, (name, difference, _) in zip(places, rows, strict=True):
+    drawing, drawn, places_in = named_rows([name for name, _, _ in rows], f"difference of {name_of(metric)}")
+    for place_in, (_, difference, _) in zip(places_in, rows, strict=True):
         bounds = difference.get("interval_95")
         if bounds and None not in bounds:
-            drawn.plot(bounds, [place] * 2, color=PAGE.series[0], linewidth=2.4, alpha=strength / 2)
+            drawn.plot(bounds, [place_in] * 2, color=PAGE.series[0], linewidth=2.4, alpha=strength / 2)
         drawn.plot(
-            difference["difference"], place, color=PAGE.series[0], marker="o", markersize=6, alpha=strength
+            difference["difference"], place_in, color=PAGE.series[0], marker="o", markersize=6, alpha=strength
         )
-        drawn.annotate(
-            name, (0, place), (0, 9), xycoords=("axes fraction", "data"), textcoords="offset points",
-            color=PAGE.ink, fontsize=8.5,
-            bbox={"facecolor": PAGE.paper, "edgecolor": "none", "pad": 1.5},  # over the line at zero
-        )  # fmt: skip
     drawn.axvline(0, color=PAGE.quiet, linewidth=1, linestyle=(0, (2, 2)))
-    drawn.set(yticks=[], ylim=(-0.5, len(rows) - 0.15))
     drawn.margins(x=0.15)
-    drawn.locator_params(axis="x", nbins=6)
-    drawn.grid(visible=False, axis="y")
-    drawn.spines["left"].set_visible(False)
     table = [
-        (name, _signed(difference["difference"]), interval(difference.get("interval_95"), 4), _p(p))
+        (name, signed(difference["difference"]), interval(difference.get("interval_95"), 4), p_value(p))
         for name, difference, p in rows
     ]
+    seeds = found.get("num_seeds") or 1
+    source = "of a paired bootstrap over scans" if seeds == 1 else "for other scans and other seeds, both"
     caption = (
         "Right of the dashed line the first is better; a bar that crosses it leaves that open. Bars are 95 % "
-        "intervals of a paired bootstrap over scans."
+        f"intervals {source}."
     )
     if not can_decide:
         caption += " They are faint here: fewer than ten scans decide nothing, wherever a bar lies."
@@ -185,26 +188,56 @@ def _scores(names: Sequence[str], scores: Mapping[str, Mapping[str, Any]]) -> Se
         if not metric.endswith("_interval_95")
     ]
     rows = [
-        (_capital(name_of(metric)), *(number((scores.get(name) or {}).get(metric), 4) for name in names))
+        (capital(name_of(metric)), *(number((scores.get(name) or {}).get(metric), 4) for name in names))
         for metric in metrics
     ]
     return Section("scores", "Every score", (), [Table("Scores of each", ("Metric", *names), rows)])
 
 
-def _pair(number_of: int, pair: Mapping[str, Any]) -> Section:
+def _pair_section(position: int, pair: Mapping[str, Any]) -> Section:
+    detail = pair_detail(pair)
+    return Section(f"pair-{position}", f"{pair['a']} and {pair['b']}", detail.text, [detail.table])
+
+
+def pair_detail(pair: Mapping[str, Any], metric: str = "cpm", num_seeds: int = 1) -> Detail:
+    """A pair's verdict, its further tests, and the differences of every metric.
+
+    Args:
+        pair: One of the `pairs` of comparison.json.
+        metric: The one that decides.
+        num_seeds: How many trainings of each stand behind it.
+    """
     rows = [
         (
-            _capital(name_of(metric)),
-            _signed(difference.get("difference")),
+            capital(name_of(metric)),
+            signed(difference.get("difference")),
             interval(difference.get("interval_95"), 4),
-            _p(difference.get("p")),
+            p_value(difference.get("p")),
         )
         for metric, difference in pair["differences"].items()
     ]
-    title = f"{pair['a']} and {pair['b']}"
     columns = ("Metric", f"{pair['a']} − {pair['b']}", "95 % interval", "p, not adjusted")
-    blocks: list[Block] = [Table("Differences of every metric, paired bootstrap over scans", columns, rows)]
-    return Section(f"pair-{number_of}", title, (pair["verdict"], *_further_tests(pair)), blocks)
+    over = "scans" if num_seeds == 1 else "scans and seeds"
+    table = Table(f"Differences of every metric, paired bootstrap over {over}", columns, rows)
+    adjusted = pair.get("p_holm")
+    sure = "" if adjusted is None else f": {_p_in_words(adjusted)}"
+    text = (pair["verdict"], *_sources_of_error(pair, metric), *_further_tests(pair))
+    return Detail(f"{pair['a']} and {pair['b']}{sure}", text, table)
+
+
+def _sources_of_error(pair: Mapping[str, Any], metric: str) -> list[str]:
+    """Whether scans or seeds leave more open; nothing with one seed."""
+    decides = pair["differences"].get(metric) or {}
+    scans, seeds = decides.get("scan_error"), decides.get("seed_error")
+    if not scans or not seeds:
+        return []
+    more = "scans" if scans > seeds else "seeds"
+    return [
+        (
+            f"The standard error of its {name_of(metric)} is {number(scans, 4)} from the choice of scans and "
+            f"{number(seeds, 4)} from that of seeds: more {more} would narrow the interval most."
+        )
+    ]
 
 
 def _further_tests(pair: Mapping[str, Any]) -> list[str]:
@@ -226,7 +259,7 @@ def _further_tests(pair: Mapping[str, Any]) -> list[str]:
     if delong:
         tests.append(
             f"AUC {number(delong.get('auc_a'))} and {number(delong.get('auc_b'))}, difference "
-            f"{_signed(delong['difference'])} (95 % {interval(delong.get('interval_95'), 4)}; DeLong, "
+            f"{signed(delong['difference'])} (95 % {interval(delong.get('interval_95'), 4)}; DeLong, "
             f"{_p_in_words(delong.get('p'))})."
         )
     folds = pair.get("over_folds")
@@ -247,20 +280,23 @@ def _further_tests(pair: Mapping[str, Any]) -> list[str]:
     return tests
 
 
-def _signed(value: float | None) -> str:
+def signed(value: float | None) -> str:
+    """A difference with its sign."""
     return number(value, 4) if value is None or value <= 0 else f"+{number(value, 4)}"
 
 
-def _p(value: float | None) -> str:
+def p_value(value: float | None) -> str:
+    """A p-value with two digits; a dash if there is none."""
     if value is None:
         return "–"
     return "< 0.0001" if value < 0.0001 else f"{value:.2g}"
 
 
 def _p_in_words(value: float | None) -> str:
-    words = _p(value)
+    words = p_value(value)
     return f"p {words}" if words.startswith("<") else f"p = {words}"
 
 
-def _capital(words: str) -> str:
+def capital(words: str) -> str:
+    """Words with a capital letter in front."""
     return words[0].upper() + words[1:]

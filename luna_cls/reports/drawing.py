@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import Any
 
 import matplotlib as mpl
@@ -17,7 +18,9 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 LINES = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)))  # so that curves differ without colour, too
-MARKERS = ("o", "s", "^", "D")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_INK_LINE_IN = 0.17  # from a line of words to the next
+_LONGEST_LINE = 56  # characters that fit across a drawing of 4.4 inches
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,55 @@ def axes(
         spine.set_color(palette.quiet)
         spine.set_visible(name in ("left", "bottom"))
     return figure, drawn
+
+
+def named_rows(names: Sequence[str], x_label: str) -> tuple[Figure, Axes, Floats]:
+    """An empty drawing with a row for each name, which stands above its row and is wrapped if it is long.
+
+    Args:
+        names: From the top.
+        x_label: What is along x.
+
+    Returns:
+        The drawing, its axes, and where each row is along y, `(names,)`, in inches.
+    """
+    wrapped = [wrap(name, _LONGEST_LINE) or [""] for name in names]
+    heights_in = np.array([0.40 + _INK_LINE_IN * len(lines) for lines in wrapped])
+    places_in = 0.16 - heights_in.cumsum()
+    figure, drawn = axes((4.4, 0.6 + heights_in.sum()), x_label, "")
+    for lines, place_in in zip(wrapped, places_in, strict=True):
+        drawn.annotate(
+            "\n".join(lines), (0, place_in), (0, 8.5), xycoords=("axes fraction", "data"),
+            textcoords="offset points", va="bottom", color=PAGE.ink, fontsize=8.5,
+            bbox={"facecolor": PAGE.paper, "edgecolor": "none", "pad": 1.5},  # over a line that crosses it
+        )  # fmt: skip
+    drawn.set(yticks=[], ylim=(-heights_in.sum(), 0))
+    drawn.locator_params(axis="x", nbins=6)
+    drawn.grid(visible=False, axis="y")
+    drawn.spines["left"].set_visible(False)
+    return figure, drawn, places_in
+
+
+def style_of(position: int, palette: Palette = PAGE) -> dict[str, Any]:
+    """Colour, line and marker of a curve: of sixteen, no two have both the same colour and the same line."""
+    rounds, colour = divmod(position, len(palette.series))
+    return {
+        "color": palette.series[colour],
+        "linestyle": LINES[(colour + rounds) % len(LINES)],
+        "marker": MARKERS[position % len(MARKERS)],
+    }
+
+
+def legend_below(figure: Figure, drawn: Axes, palette: Palette = PAGE) -> None:
+    """Names the curves below the drawing, a line each and as high as that takes: for many, or long names."""
+    handles, labels = drawn.get_legend_handles_labels()
+    wrapped = ["\n".join(wrap(label, _LONGEST_LINE - 8)) for label in labels]
+    lines = sum(label.count("\n") + 1 for label in wrapped)
+    figure.set_figheight(figure.get_figheight() + _INK_LINE_IN * lines + 0.1)
+    figure.legend(
+        handles, wrapped, loc="outside lower left", fontsize=8.5, frameon=False, labelcolor=palette.ink,
+        handlelength=3.2,
+    )  # fmt: skip
 
 
 def legend(drawn: Axes, palette: Palette = PAGE, **where: Any) -> None:

@@ -24,10 +24,13 @@ from luna_cls.reports.drawing import (
     every,
     in_percent,
     legend,
+    legend_below,
+    style_of,
     to_svg,
 )
 
 WIDE_IN, SQUARE_IN, LOW_IN = (4.4, 3.4), (3.9, 3.3), (3.9, 2.8)
+MOST_NAMED_INSIDE, LONGEST_INSIDE = 4, 32  # curves, and characters of a name, that leave room for curves
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,12 +56,15 @@ class Froc:
     cpm: float
 
 
-def froc(curves: Sequence[Froc], caption: str) -> Figure:
-    """Sensitivity against false positives a scan."""
+def froc(curves: Sequence[Froc], caption: str, opacity: float = 0.18) -> Figure:
+    """Sensitivity against false positives a scan; bands are so opaque."""
     (first, *more), rates = curves, RATE_NAMES.items()
-    columns = ["False positives a scan", *(curve.name for curve in curves)]
-    rows = [[name, *(number(curve.at_rates[f"{rate:g}"]) for curve in curves)] for rate, name in rates]
-    if not more and first.intervals:
+    columns = ["False positives a scan", first.name]
+    rows = [[name, number(first.at_rates[f"{rate:g}"])] for rate, name in rates]
+    if more:
+        columns = ["False positives a scan", *RATE_NAMES.values()]
+        rows = [[one.name, *(number(one.at_rates[f"{rate:g}"]) for rate in RATE_NAMES)] for one in curves]
+    elif first.intervals:
         columns = ["False positives a scan", "Sensitivity", "95 % interval"]
         rows = [
             [*row, interval(first.intervals[f"{rate:g}"])] for row, rate in zip(rows, RATE_NAMES, strict=True)
@@ -70,32 +76,39 @@ def froc(curves: Sequence[Froc], caption: str) -> Figure:
     )
     return Figure(
         "FROC",
-        to_svg(draw_froc(curves), "froc"),
+        to_svg(draw_froc(curves, opacity=opacity), "froc"),
         f"FROC curve. {seen}.",
         caption,
         Table("Sensitivity at LUNA16's seven rates of false positives", columns, rows),
     )
 
 
-def draw_froc(curves: Sequence[Froc], palette: Palette = PAGE) -> Drawing:
+def draw_froc(curves: Sequence[Froc], palette: Palette = PAGE, opacity: float = 0.18) -> Drawing:
     """FROC curves, in the colours of a page or of paper."""
     drawing, drawn = axes(WIDE_IN, "false positives a scan", "nodules found (sensitivity)", palette)
     drawn.set_xscale("log", base=2)
     rates = np.geomspace(RATES_PER_SCAN[0], RATES_PER_SCAN[-1], 193)
-    for curve, colour, line, marker in zip(curves, palette.series, LINES, MARKERS, strict=False):
+    labels = [
+        f"{curve.name}, CPM\u00a0{curve.cpm:.3f}" if len(curves) > 1 else f"CPM {curve.cpm:.3f}"
+        for curve in curves
+    ]
+    for position, (curve, label) in enumerate(zip(curves, labels, strict=True)):
+        style = style_of(position, palette)
         if curve.band is not None:
             lower, upper = (np.interp(rates, curve.band[0], bound) for bound in curve.band[1:])
-            drawn.fill_between(rates, lower, upper, color=colour, alpha=0.18, linewidth=0)
+            drawn.fill_between(rates, lower, upper, color=style["color"], alpha=opacity, linewidth=0)
         sensitivity = np.interp(rates, curve.fps_per_scan, curve.sensitivity)
-        drawn.plot(rates, sensitivity, color=colour, linestyle=line, linewidth=1.8)
+        drawn.plot(rates, sensitivity, **{**style, "marker": ""}, linewidth=1.8)
         at_rates = [curve.at_rates[f"{rate:g}"] for rate in RATES_PER_SCAN]
-        drawn.plot(RATES_PER_SCAN, at_rates, color=colour, linestyle="none", marker=marker, markersize=4)
-        label = f"{curve.name}, CPM {curve.cpm:.3f}" if len(curves) > 1 else f"CPM {curve.cpm:.3f}"
-        drawn.plot([], [], color=colour, linestyle=line, marker=marker, markersize=4, label=label)
+        drawn.plot(RATES_PER_SCAN, at_rates, **{**style, "linestyle": "none"}, markersize=4)
+        drawn.plot([], [], **style, markersize=4, label=label)
     in_percent(drawn, "y")
     drawn.set(xlim=(0.115, 8.7), xticks=RATES_PER_SCAN, xticklabels=list(RATE_NAMES.values()))
     drawn.minorticks_off()
-    legend(drawn, palette, loc="lower right")
+    if len(curves) > MOST_NAMED_INSIDE or max(map(len, labels)) > LONGEST_INSIDE:
+        legend_below(drawing, drawn, palette)
+    else:
+        legend(drawn, palette, loc="lower right")
     return drawing
 
 

@@ -17,6 +17,7 @@ from luna_cls.files import write_text
 from luna_cls.reports.blocks import Block, Cards, Page, Table, Uid
 from luna_cls.reports.comparison_page import comparison_page
 from luna_cls.reports.evaluation_page import evaluation_page, write_froc
+from luna_cls.reports.losses_page import losses_page
 from luna_cls.reports.prediction_page import prediction_page
 from luna_cls.reports.run_page import run_page
 from luna_cls.reports.scan_page import scan_page
@@ -28,11 +29,13 @@ UID_END = 10  # of so many characters that are shown where there are many: they 
 MOST_ROWS_BESIDE = 12  # of the numbers of a figure that stands alone; more are folded up below it
 
 _OPTION, _VALUE = r"--[a-z]+(?:-[a-z]+)*", r"(?:[A-Z]{2,}(?:/[\w.]*\w)?|\d+)"
-_COMMAND = re.compile(rf"(?<![\w-])(?:luna-cls [a-z]+|{_OPTION})(?: (?:{_OPTION}|{_VALUE})(?![\w,]))*")
+_PROGRAM = r"(?:luna-cls [a-z]+|tensorboard(?= --))"
+_COMMAND = re.compile(rf"(?<![\w-])(?:{_PROGRAM}|{_OPTION})(?: (?:{_OPTION}|{_VALUE})(?![\w,]))*")
 
 # A folder is what the first of these files in it says. A run may hold an evaluation's files, not the reverse;
-# the folder of one scan has a findings.csv, too.
+# the folder of one scan has a findings.csv, too; that of losses a comparison.json.
 PAGES: dict[str, Callable[[Path, Cubes], Page]] = {
+    "compare.json": losses_page,
     "comparison.json": comparison_page,
     "evaluation.json": evaluation_page,
     "history.csv": run_page,
@@ -48,7 +51,8 @@ def write_report(folder: Path, *, scans: Iterable[Path] = (), store: CubeStore |
     give the same bytes.
 
     Args:
-        folder: An evaluation, a comparison, a finished run, or findings: of many scans or of one.
+        folder: An evaluation, a comparison of submissions or of losses, a finished run, or findings: of many
+            scans or of one.
         scans: Scan files and folders of them, for pictures.
         store: Cubes, for pictures: looked into before the scans.
 
@@ -60,13 +64,13 @@ def write_report(folder: Path, *, scans: Iterable[Path] = (), store: CubeStore |
     """
     if not folder.is_dir():
         raise InputError(
-            f"No folder at {folder}. Give one that luna-cls train, evaluate or predict has made."
+            f"No folder at {folder}. Give one that luna-cls train, compare, evaluate or predict has made."
         )
     read = next((read for sign, read in PAGES.items() if (folder / sign).is_file()), None)
     if read is None:
         raise InputError(
             f"{folder} is no run, evaluation, comparison or prediction: it has none of {', '.join(PAGES)}. "
-            "Give a folder that luna-cls train, evaluate or predict has made."
+            "Give a folder that luna-cls train, compare, evaluate or predict has made."
         )
     if read is run_page and not (folder / "metrics.json").is_file():
         raise InputError(
@@ -127,6 +131,7 @@ def render(page: Page) -> str:
     environment.filters["described"] = _described
     environment.filters["runs"] = _runs
     environment.filters["cell"] = _cell
+    environment.filters["breakable"] = _breakable
     environment.filters["with_commands"] = _with_commands
     has_cubes = any(
         card.still
@@ -159,10 +164,15 @@ def _described(svg: str, alternative: str) -> Markup:
     return Markup(svg.replace('role="img"', f'role="img" aria-label="{escape(alternative)}"', 1))  # noqa: S704
 
 
+def _breakable(words: str) -> Markup:
+    """A name that may be broken after an underscore, and has no break in it when it is copied."""
+    return Markup(str(escape(words)).replace("_", "_<wbr>"))  # noqa: S704
+
+
 def _cell(words: str) -> Markup | str:
     """A cell of a table."""
     if not isinstance(words, Uid):
-        return words
+        return _breakable(words)
     short = len(words) <= 2 * UID_END
     shown = escape(words) if short else Markup('<span title="{}">…{}</span>').format(words, words[-UID_END:])
     return Markup('<a href="{}">{}</a>').format(words.page, shown) if words.page else shown

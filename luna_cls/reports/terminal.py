@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 METRIC_NAMES = {
@@ -27,6 +28,13 @@ _COUNTS = {
     "tn": "rightly dismissed",
 }
 
+NEVER = "always “no”"  # what every table of losses has a row of
+_OF_A_LOSS = {  # so short that a row has room in 80 columns
+    "accuracy": "accuracy",
+    "balanced_accuracy": "bal. acc.",
+    "average_precision": "avg. prec.",
+    "log_loss": "log loss",
+}
 _OF_A_FOLD = ("balanced_accuracy", "auc", "average_precision")
 
 
@@ -207,3 +215,66 @@ def print_comparison(console: Console, comparison: Mapping[str, Any]) -> None:
     for note in comparison["notes"]:
         console.print(note, markup=False, style="dim")
     console.print(comparison["verdict"], markup=False, style="bold")
+
+
+def print_losses(console: Console, comparison: Mapping[str, Any]) -> None:
+    """Prints the losses by rank, beside always saying no, and the verdict.
+
+    Args:
+        console: Where to.
+        comparison: What the `comparison.json` of a comparison of losses holds.
+    """
+    metric = comparison["metric"]
+    seeds = comparison.get("num_seeds") or 1
+    title = f"{comparison['num_scans']:,} scans, {seeds} seed{'' if seeds == 1 else 's'}"
+    further = [name for name in _OF_A_LOSS if name != metric]
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("rank", justify="right")
+    table.add_column("loss", overflow="fold", min_width=9)
+    table.add_column(f"{_name(metric)}\n(95 %)", justify="right", style="bold", no_wrap=True)
+    for name in further:
+        table.add_column(_OF_A_LOSS[name], justify="right", min_width=8 if name == "accuracy" else 5)
+    for name in ranked(comparison):
+        score = comparison["scores"].get(name) or {}
+        rank = ((comparison.get("ranks") or {}).get(name) or {}).get("rank")
+        bounds = ((comparison.get("intervals_95") or {}).get(name) or {}).get(metric)
+        table.add_row(
+            "-" if rank is None else f"{rank:g}",
+            escape(name),
+            _share(score.get(metric)) + _in_brackets(bounds),
+            *(_of_a_loss(other, score.get(other)) for other in further),
+        )
+    never = {"cpm": 0.0, **((comparison.get("no_skill") or {}).get("natural") or {})}
+    table.add_section()
+    table.add_row(
+        "-", NEVER, _share(never.get(metric)), *(_of_a_loss(name, never.get(name)) for name in further)
+    )
+    console.print(table)
+    console.print(comparison["verdict"], markup=False, style="bold")
+
+
+def ranked(comparison: Mapping[str, Any]) -> list[str]:
+    """The losses from the first rank on; equal ranks, and those without, in the order given.
+
+    Args:
+        comparison: What the `comparison.json` of a comparison of losses holds.
+    """
+    ranks = comparison.get("ranks") or {}
+
+    def place(name: str) -> float:
+        rank = (ranks.get(name) or {}).get("rank")
+        return math.inf if rank is None else float(rank)
+
+    return sorted(comparison["names"], key=place)
+
+
+def _in_brackets(bounds: Sequence[float | None] | None) -> str:
+    words = (_interval(bounds) or ["-"])[0]
+    return "" if words == "-" else f" ({words.replace(' to ', '–')})"
+
+
+def _of_a_loss(metric: str, value: float | None) -> str:
+    """A score; accuracy with a digit more, for at this imbalance it is in the last one that it differs."""
+    if metric != "accuracy" or value is None or math.isnan(value):
+        return _share(value)
+    return f"{value:.4f}"
