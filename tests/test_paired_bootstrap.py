@@ -108,8 +108,9 @@ def test_seeds_that_differ_where_scans_do_not_have_no_interval():
 
 @settings(deadline=None)
 @example(distance=1e-4, share=0.5, num_scans=30, num_seeds=3)  # p of nearly 1
+@example(distance=60.0, share=0.5, num_scans=900, num_seeds=2)  # by scans alone it would be 0
 @given(
-    distance=st.floats(1e-8, 20),
+    distance=st.floats(1e-8, 60),
     share=st.floats(0, 1),
     num_scans=st.integers(2, 900),
     num_seeds=st.integers(2, 20),

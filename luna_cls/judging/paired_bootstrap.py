@@ -91,7 +91,8 @@ class Difference:
             bound(2 * float(t.sf(distance / self.standard_error, freedom)) for freedom in of_freedom)
             for bound in (min, max)
         )
-        if not _LEAST_P < low < high:
+        low = max(low, _LEAST_P)
+        if not low < high:
             return high
 
         def too_wide(log_p: float) -> float:
