@@ -91,13 +91,15 @@ class Difference:
             bound(2 * float(t.sf(distance / self.standard_error, freedom)) for freedom in of_freedom)
             for bound in (min, max)
         )
-        if not _LEAST_P < low < high:
+        low = max(low, _LEAST_P)
+        if not low < high:
             return high
 
         def too_wide(log_p: float) -> float:
             return self._half_width(lambda freedom: t.isf(np.exp(log_p) / 2, freedom)) - distance
 
-        return float(np.exp(brentq(too_wide, np.log(low) - _SLACK, np.log(high) + _SLACK, xtol=1e-10)))
+        bounds = np.log(low) - _SLACK, min(np.log(high) + _SLACK, 0.0)
+        return float(np.exp(brentq(too_wide, *bounds, xtol=1e-10)))
 
     def scans_needed(self, level: float = 0.05) -> int | None:
         """Scans that would show a difference as large as was seen, four times in five, with these seeds.
