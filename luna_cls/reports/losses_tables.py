@@ -65,9 +65,12 @@ def ranking(found: Mapping[str, Any], order: Sequence[str]) -> Section:
         )
     none = {"cpm": 0.0, **_no_skill(found, "natural")}
     rows.append((NEVER, "–", "–", "–", number(none.get(metric)), "–", *(number(none.get(o)) for o in others)))
+    several = (found.get("num_seeds") or 1) > 1
+    mean, over = (", as a mean over seeds", "scans and seeds") if several else ("", "scans")
+    seen = "Mean" if several else "Value"
     table = Table(
         f"The losses by rank, beside always saying “no” ({_on_what(found)})",
-        ("Loss", "Seen", "95 %", "First in", "Mean", "95 %", *(capital(name_of(name)) for name in others)),
+        ("Loss", "Seen", "95 %", "First in", seen, "95 %", *(capital(name_of(name)) for name in others)),
         rows,
         groups=(
             ("", 1),
@@ -76,8 +79,6 @@ def ranking(found: Mapping[str, Any], order: Sequence[str]) -> Section:
             *([("", len(others))] if others else ()),
         ),
     )
-    several = (found.get("num_seeds") or 1) > 1
-    mean, over = (", as a mean over seeds", "scans and seeds") if several else ("", "scans")
     draws = (found.get("bootstrap") or {}).get("resamples")
     text = (
         f"The {name_of(metric)} decides{mean}. “First in” is the share of "

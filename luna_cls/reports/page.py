@@ -165,8 +165,8 @@ def _described(svg: str, alternative: str) -> Markup:
 
 
 def _breakable(words: str) -> Markup:
-    """A name that may be broken after an underscore, and has no break in it when it is copied."""
-    return Markup(str(escape(words)).replace("_", "_<wbr>"))  # noqa: S704
+    """A name that may be broken after _ and =, and has no break in it when it is copied."""
+    return Markup(str(escape(words)).replace("_", "_<wbr>").replace("=", "=<wbr>"))  # noqa: S704
 
 
 def _cell(words: str) -> Markup | str:
