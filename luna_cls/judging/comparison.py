@@ -148,14 +148,10 @@ def compare(
     scans = _scans_of_all(tables) if series_uids is None else list(dict.fromkeys(series_uids))
     if len(scans) < 2:
         raise InputError(f"A comparison takes two scans or more. Received: {len(scans)}.")
-    metric = metric or ("auc" if annotations is None else "cpm")
-    if metric not in verdicts.IN_WORDS:
-        raise InputError(f"No metric {metric} decides. Give one of {', '.join(verdicts.IN_WORDS)}.")
+    metric = deciding_metric(metric, has_annotations=annotations is not None)
     matches = {}
     if annotations is not None:
         matches = {label: froc.match(table, annotations, scans, excluded) for label, table in tables.items()}
-    elif metric == "cpm":
-        raise InputError("Without annotations there is no CPM. Give those, or compare by another metric.")
     candidates, about_candidates = labelled_candidates(tables, matches, scans)
     if not matches and candidates is None:
         raise InputError(f"Without annotations only labelled candidates can be compared. {about_candidates}")
@@ -210,6 +206,20 @@ def compare(
             *(_undefined(by_seed) if num_seeds > 1 else ()),
         ),
     )
+
+
+def deciding_metric(metric: str | None, *, has_annotations: bool) -> str:
+    """What decides: the metric wished for, or else the CPM with annotations and the AUC without.
+
+    Raises:
+        InputError: If the metric is unknown or cannot be had.
+    """
+    decides = metric or ("cpm" if has_annotations else "auc")
+    if decides not in verdicts.IN_WORDS:
+        raise InputError(f"No metric {decides} decides. Give one of {', '.join(verdicts.IN_WORDS)}.")
+    if decides == "cpm" and not has_annotations:
+        raise InputError("Without annotations there is no CPM. Give those, or compare by another metric.")
+    return decides
 
 
 def folds_of(folders: Sequence[Path]) -> dict[str, int]:

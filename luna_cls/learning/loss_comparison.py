@@ -125,6 +125,8 @@ def _turns(store: CubeStore, settings: Settings, contest: Contest) -> list[Turn]
 
 def _check(settings: Settings, contest: Contest, turns: Sequence[Turn], *, has_annotations: bool) -> None:
     """Refuses what all trainings would stumble over, before the first."""
+    from luna_cls.judging.comparison import deciding_metric  # with SciPy's statistics
+
     if contest.tuning is not None:
         without = [turn for turn in turns if not turn.validation]
         if without:
@@ -136,8 +138,7 @@ def _check(settings: Settings, contest: Contest, turns: Sequence[Turn], *, has_a
             raise InputError(
                 "Tuning goes by training.monitor, and the last epoch says nothing. Set a validation metric."
             )
-    if contest.metric == "cpm" and not has_annotations:
-        raise InputError("The CPM takes --annotations. Give them, or another --metric.")
+    deciding_metric(contest.metric, has_annotations=has_annotations)
     load_tensorflow_quietly()
     from luna_cls.learning import losses
 
