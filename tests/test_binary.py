@@ -1,9 +1,17 @@
 import numpy as np
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from sklearn import metrics as sk
 
 from luna_cls.errors import InputError
-from luna_cls.judging.binary import binary_metrics, no_skill_metrics, precision_recall_points, roc_points
+from luna_cls.judging.binary import (
+    best_threshold,
+    binary_metrics,
+    no_skill_metrics,
+    precision_recall_points,
+    roc_points,
+)
 
 
 def test_five_samples_by_hand():
@@ -142,3 +150,23 @@ def test_thinned_curves_lie_on_the_whole_ones():
     assert roc.iloc[[0, -1], :2].to_numpy().tolist() == [[0, 0], [1, 1]]
     assert precision_recall["recall"].iloc[-1] == 1
     assert precision_recall["recall"].is_monotonic_increasing
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(-4, 4)), min_size=2, max_size=30))
+def test_the_best_threshold_has_the_best_balanced_accuracy(cases):
+    """No threshold at, between, below or above the scores does better; and it is never a score itself."""
+    labels, scores = np.array([case[0] for case in cases], int), np.array([case[1] for case in cases], float)
+    assume(0 < labels.sum() < len(labels))
+
+    threshold = best_threshold(labels, scores)
+
+    tried = [binary_metrics(labels, scores, at)["balanced_accuracy"] for at in np.arange(-5, 5.5, 0.5)]
+    assert binary_metrics(labels, scores, threshold)["balanced_accuracy"] == pytest.approx(max(tried))
+    assert threshold not in scores
+
+
+def test_the_best_threshold_lies_in_the_middle():
+    """Nodules at 1 and 3, others at -2 and -1: midway between -1 and 1; of one class there is none."""
+    assert best_threshold([1, 0, 1, 0], [3.0, -2.0, 1.0, -1.0]) == 0.0
+    with pytest.raises(InputError, match="0 nodules among 2 candidates"):
+        best_threshold([0, 0], [1.0, 2.0])
