@@ -102,6 +102,16 @@ def test_accuracy_is_seen_for_what_it_is(text):
     assert "its accuracy would be 70.0 %, and that of always saying “no” 50.0 %" in sentence
 
 
+def test_losses_that_call_nothing_a_nodule_have_no_precision(said, made):
+    """Without a precision of any, its columns stay, with dashes as for always saying no, and a word on it."""
+    scores = {name: {**score, "precision": None} for name, score in found_in(made)["scores"].items()}
+
+    words = said(scores=scores, balanced=scores)
+
+    assert "bce 99.25 % 99.25 % – – 0.530" in words
+    assert "precision needs a candidate that is called a nodule" in words
+
+
 @pytest.mark.parametrize(("accuracy", "word"), [(0.99, "the same"), (0.9, "less")])
 def test_accuracy_that_is_no_better_than_none_is_called_so(said, made, accuracy, word):
     """0.99 is the same as always saying no, 0.9 is less."""

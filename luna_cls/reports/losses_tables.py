@@ -96,7 +96,8 @@ def prevalence(found: Mapping[str, Any], order: Sequence[str]) -> Section:
         order: The losses from the first rank on.
     """
     natural, balanced = _no_skill(found, "natural"), _no_skill(found, "balanced")
-    shown = [name for name in _BY_SHARE if _is_known(found, name)]
+    measured = {metric for score in found["scores"].values() for metric in score}
+    shown = [name for name in _BY_SHARE if name in measured]
     rows = []
     for name in [*order, NEVER]:
         here = natural if name == NEVER else found["scores"].get(name) or {}
