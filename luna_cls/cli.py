@@ -266,6 +266,7 @@ def train(
     from luna_cls.cubes.store import CubeStore
     from luna_cls.processes import termination_watched
     from luna_cls.reports.terminal import print_metrics
+    from luna_cls.settings import LAST_EPOCH
     from luna_cls.startup import load_tensorflow_quietly
 
     overrides = _overrides(setting, loss)
@@ -292,9 +293,10 @@ def train(
             )
     if result is None:
         return DONE
+    kept = "the last" if result["monitor"] == LAST_EPOCH else f"best by {result['monitor']}"
     print_metrics(
         _out,
-        f"validation, epoch {result['best_epoch']}, best by {result['monitor']}",
+        f"validation, epoch {result['best_epoch']}, {kept}",
         result["validation"],
         result["no_skill"],
     )

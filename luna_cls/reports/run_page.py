@@ -25,6 +25,7 @@ from luna_cls.reports.candidates import (
 )
 from luna_cls.reports.evidence import need, read_json, read_table, warn_of_few
 from luna_cls.reports.viewer import Cubes
+from luna_cls.settings import LAST_EPOCH
 
 THRESHOLDS = (
     "Thresholds of the calibrated probability, chosen on the validation scans and shown on the same. On "
@@ -84,7 +85,7 @@ def run_page(folder: Path, cubes: Cubes) -> Page:
         verdict=ranking_in_words(metrics, of),
         facts=[
             *ranking_facts(metrics, no_skill, of),
-            ("Epoch kept", str(result["best_epoch"]), f"best by {_in_words(result['monitor'])}"),
+            ("Epoch kept", str(result["best_epoch"]), _why_kept(result["monitor"])),
         ],
         warnings=[
             *(_in_epoch(finding) for finding in result.get("health") or ()),
@@ -105,9 +106,11 @@ def _curves(scores: pd.DataFrame | None) -> dict[str, pd.DataFrame]:
     }
 
 
-def _in_words(monitor: str) -> str:
-    """A metric of validation as it is said: val_average_precision is average precision."""
-    return monitor.removeprefix("val_").replace("_", " ").replace("auc", "AUC")
+def _why_kept(monitor: str) -> str:
+    """Why an epoch was kept: "the best by average precision" for val_average_precision."""
+    if monitor == LAST_EPOCH:
+        return "the last, which was to be kept"
+    return f"the best by {monitor.removeprefix('val_').replace('_', ' ').replace('auc', 'AUC')}"
 
 
 def _in_epoch(finding: Mapping[str, Any]) -> str:
@@ -143,7 +146,7 @@ def _training(folder: Path, result: Mapping[str, Any]) -> Section | None:
             drawn = figures.training(history, there, result["best_epoch"], name, f"training-{name}")
             blocks.append(drawn)
     ended = result.get("diverged_in")
-    best = f"epoch {result['best_epoch']} was the best by {_in_words(result['monitor'])}"
+    best = f"epoch {result['best_epoch']} was {_why_kept(result['monitor'])}"
     text = f"{plural(len(history), 'epoch')}; {best}." + (
         f" The training diverged in epoch {ended} and ended there." if ended else ""
     )
