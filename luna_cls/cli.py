@@ -453,7 +453,8 @@ def compare(
     grid: Annotated[
         list[str] | None,
         typer.Option(
-            help="What to try, as focal.gamma=1,2,5; may be repeated.", show_default="see the README"
+            help="What to try, as focal.gamma=1,2,5; may be repeated.",
+            show_default="four values for each loss",
         ),
     ] = None,
     annotations: Annotated[
@@ -485,7 +486,7 @@ def compare(
     from luna_cls.cubes.store import CubeStore
     from luna_cls.learning.contest import Contest
     from luna_cls.learning.held_out import Means
-    from luna_cls.learning.loss_comparison import SETTINGS, compare_losses
+    from luna_cls.learning.loss_comparison import SETTINGS, compare_losses, reference_of
     from luna_cls.processes import termination_watched
     from luna_cls.reports.terminal import print_losses
 
@@ -495,8 +496,13 @@ def compare(
         raise InputError(
             f"Parameters of a loss go behind its name, as --loss focal,gamma=5. Received: --set {named[0]}."
         )
+    if folds and any(change.strip().startswith("split.") for change in overrides):
+        raise InputError("--folds says what is tested: leave --set split... off, or --folds.")
     settings = _settings(out / SETTINGS, recipe, overrides, resume=resume, force=force)
     before = Contest.begun(out) if resume else None
+    if before is not None:
+        begun_annotations, begun_excluded = reference_of(out)
+        annotations, excluded = annotations or begun_annotations, excluded or begun_excluded
     contest = _contest(before, loss, seeds, folds, metric, tune, grid)
     opened = CubeStore.open(store)
     with termination_watched(interrupts=True) as asked_to_stop:
@@ -537,11 +543,13 @@ def _contest(
     grid: list[str] | None,
 ) -> Contest:
     """What compare was told; where it was told nothing, what was begun before."""
-    from luna_cls.learning.contest import Contest, Entrant
+    from luna_cls.learning.contest import EACH, Contest, Entrant
     from luna_cls.learning.tuning import Tuning, parse_grids
 
-    tested = before.tested if before and not folds else None
-    if folds and folds != ["each"]:
+    tested = before.tested if before else None
+    if folds == [EACH]:
+        tested = EACH
+    elif folds:
         for group in folds:
             if not re.fullmatch(r"\d(,\d)*", group):
                 raise InputError(

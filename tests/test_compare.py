@@ -18,9 +18,10 @@ from luna_cls.errors import InputError
 from luna_cls.files import alone_in
 from luna_cls.judging.binary import binary_metrics
 from luna_cls.learning import checkpoints, held_out, models
-from luna_cls.learning.contest import Contest, Entrant
+from luna_cls.learning.contest import EACH, Contest, Entrant
 from luna_cls.learning.held_out import Means, plan_turns
 from luna_cls.learning.loss_comparison import compare_losses
+from luna_cls.learning.loss_results import _complete
 from luna_cls.learning.tuning import GRIDS, Tuning, better_half, check_fair, parse_grids
 from luna_cls.settings import load_settings
 
@@ -268,6 +269,12 @@ def test_a_loss_and_a_seed_may_join(compared, copy, small_store, annotations):
 
     assert kept.stat().st_mtime_ns == before
     assert result["names"] == ("bce", "focal, gamma=5", "mse")
+    assert result["verdict"].startswith("Of one training each: ")
+    assert sorted(path.name for path in (copy / "predictions").iterdir()) == [
+        "bce-seed0.csv",
+        "focal-gamma-5-seed0.csv",
+        "mse-seed0.csv",
+    ]
     assert result["seeds"] == [0]
     assert any("One seed: how much of a difference is the luck" in warning for warning in result["warnings"])
     assert sum("finished already" in line for line in lines) == 4
@@ -420,6 +427,129 @@ def test_every_loss_has_as_many_tries():
         _contest("bce", "mse", tuning=Tuning("grid", {"sol": {"half_width": [0.1]}}))
 
 
+def test_each_is_every_fold_whatever_the_recipe_tests(small_store, tmp_path):
+    """With a recipe that tests fold 3: without a word one turn, with 'each' four."""
+    settings = _settings("split.validation_folds=[2]", "split.test_folds=[3]", "training.epochs=1")
+    lines = []
+
+    for tested in (None, EACH):
+        contest = _contest("bce", "mse", seeds=1, tested=tested)
+        stop = _means(lines, lambda: True)
+        assert compare_losses(small_store, settings, contest, tmp_path / "out", means=stop) is None
+
+    assert lines[0].startswith("2 trainings of 1 epochs: 2 losses, seeds 0, fold 3 tested (fold 2 chooses")
+    assert lines[2].startswith("8 trainings of 1 epochs: 2 losses, seeds 0, fold 0 tested (fold 1 chooses")
+
+
+def test_other_annotations_are_refused(copy, small_store, annotations, tmp_path):
+    """They decide: left off, or with one nodule less, they are not those that it was begun with."""
+    less = tmp_path / "less.csv"
+    pd.read_csv(annotations).iloc[1:].to_csv(less, index=False)
+    contest = _contest("bce", "focal,gamma=5")
+
+    for other, words in ((None, "Received: none"), (less, "Received: .*less.csv")):
+        with pytest.raises(InputError, match=rf"was begun with --annotations .*annotations.csv\. {words}"):
+            compare_losses(
+                small_store, _settings(), contest, copy, annotations=other, resume=True, means=_means()
+            )
+
+
+def test_annotations_of_scans_that_are_not_tested_are_refused(small_store, annotations, tmp_path):
+    """Nodules of fold 2 alone, and folds 0 and 1 tested: found out before anything is trained."""
+    table = pd.read_csv(annotations, dtype={"seriesuid": str})
+    fold_of = small_store.candidates.drop_duplicates("seriesuid").set_index("seriesuid")["fold"]
+    table[table["seriesuid"].map(fold_of) == 2].to_csv(tmp_path / "some.csv", index=False)
+
+    with pytest.raises(InputError, match="is in a tested scan of"):
+        compare_losses(
+            small_store,
+            _settings(),
+            _contest("bce", "mse", tested=FOLDS[:1]),
+            tmp_path / "out",
+            annotations=tmp_path / "some.csv",
+            means=_means(),
+        )
+
+    assert not (tmp_path / "out").exists()
+
+
+def test_tested_folds_of_one_class_are_refused(small_store, tmp_path):
+    """Fold 3 without nodules tells nothing, and no training begins."""
+
+    def lose_nodules(table):
+        table.loc[table["fold"] == 3, "class"] = 0
+
+    dull = _with_table(small_store, tmp_path / "dull", lose_nodules)
+    with pytest.raises(InputError, match=r"hold 10 candidates of class 0 and none of the other"):
+        compare_losses(
+            dull, _settings(), _contest("bce", "mse", tested=((3,),)), tmp_path / "out", means=_means()
+        )
+
+
+def test_a_try_that_fails_is_listed_and_never_chosen(small_store, tmp_path, monkeypatch):
+    """Of gammas 0.5 and 4 the second breaks down: 0.5 is chosen, failures and a warning say so."""
+    train = held_out._train_and_score
+
+    def break_down(job, asked_to_stop, say):
+        if job.training.settings.loss.parameters.get("gamma") == 4:
+            raise RuntimeError("the device is lost")
+        train(job, asked_to_stop, say)
+
+    monkeypatch.setattr(held_out, "_train_and_score", break_down)
+    grid = Tuning("grid", parse_grids(["cefl.gamma=0.5,4", "bce.positive_weight=1,9"]))
+    contest = _contest("cefl", "bce", seeds=1, tested=((0, 1),), tuning=grid)
+
+    result = compare_losses(small_store, _settings(), contest, tmp_path / "out", resamples=20, means=_means())
+
+    assert [trial["chosen"] for trial in result["tuning"]["trials"]["cefl"]] == [True, False]
+    assert result["tuning"]["trials"]["cefl"][1]["score"] is None
+    assert result["failures"] == [
+        ("cefl", 0, "0+1", "try failed", "With {'gamma': 4}: RuntimeError: the device is lost")
+    ]
+    assert any("some tries failed" in warning for warning in result["warnings"])
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "words"),
+    [
+        ("validation_predictions.csv", lambda text: "".join(text.splitlines(True)[:3]), "candidates of its"),
+        ("validation_predictions.csv", lambda text: "", "is damaged"),
+        ("metrics.json", lambda text: text[:20], "cannot be read"),
+        ("metrics.json", lambda text: "{}", "tells no best epoch"),
+        ("history.csv", lambda text: text.replace("\n2,", "\n7,"), "does not hold every epoch once"),
+        ("settings.toml", lambda text: "=", "no settings that can be read"),
+    ],
+)
+def test_a_damaged_run_is_one_line(copy, small_store, annotations, name, damage, words):
+    """What is wrong, where, and what to do; the other runs stay."""
+    path = copy / "runs" / "bce" / "seed1-folds0-1" / name
+    path.write_text(damage(path.read_text()))
+
+    with pytest.raises(InputError, match=words) as refusal:
+        compare_losses(
+            small_store,
+            _settings(),
+            _contest("bce", "focal,gamma=5"),
+            copy,
+            annotations=annotations,
+            resamples=20,
+            resume=True,
+            means=_means(),
+        )
+
+    assert "\n" not in str(refusal.value)
+    assert f"Remove {path.parent}, and go on with --resume." in str(refusal.value)
+
+
+def test_the_loss_with_the_fewest_seeds_is_left_out():
+    """The first has seed 0, the second seed 1, the third both: the first goes, the others share seed 1."""
+    a, b, c = (Entrant.parse(name) for name in ("bce", "mse", "focal"))
+
+    assert _complete([a, b, c], [0, 1], {(a, 0), (b, 1), (c, 0), (c, 1)}) == ([b, c], [1])
+    assert _complete([a, b], [0, 1], {(a, 0), (a, 1), (b, 1)}) == ([a, b], [1])
+    assert _complete([a, b], [0], {(a, 0)}) == ([a], [0])
+
+
 def test_rungs_double():
     """Of 4 tries and 8 epochs: 2, 4, 8; of 5 tries and 15: 2, 4, 8, 15; a grid has one rung."""
     assert Tuning("halving").rungs(4, 8) == [2, 4, 8]
@@ -470,9 +600,30 @@ def test_what_was_asked_reads_back(tmp_path):
         ([], "A comparison takes two losses or more, each with --loss. Received: none."),
         (["--loss", "bce"], "A comparison takes two losses or more, each with --loss. Received: bce."),
         (["--loss", "bce", "--loss", "bce"], "The loss bce is there twice."),
-        (["--loss", "bce", "--loss", "hinge"], "Unknown loss 'hinge'. Known: bce, mse, focal"),
-        (["--loss", "bce", "--loss", "focal,gama=5"], "The loss focal has no parameter 'gama'. Known: gamma"),
+        (["--loss", "bce", "--loss", "hinge"], "hinge: Unknown loss 'hinge'. Known: bce, mse"),
+        (
+            ["--loss", "bce", "--loss", "focal,gama=5"],
+            "focal, gama=5: The loss focal has no parameter 'gama'.",
+        ),
         (["--loss", "bce", "--loss", "focal gamma=5"], "--loss takes a name, with its parameters behind it"),
+        (["--loss", "focal", "--loss", "focal,gamma=2"], "focal and focal, gamma=2 are the same loss."),
+        (["--loss", "bce", "--loss", "focal,gamma=2020-01-01"], "focal, gamma=2020-01-01: Parameter gamma"),
+        (
+            ["--loss", "bce", "--loss", "anyloss", "--set", "sampling.correct_prior=true"],
+            "anyloss: sampling.correct_prior is for losses whose probabilities mean something",
+        ),
+        (
+            ["--loss", "bce", "--loss", "mse", "--set", "training.monitor=val_loss"],
+            "training.monitor = val_loss is another metric for every loss.",
+        ),
+        (
+            ["--loss", "bce", "--loss", "mse", "--folds", "3", "--set", "split.validation_folds=[0]"],
+            "--folds says what is tested: leave --set split",
+        ),
+        (
+            ["--loss", "bce", "--loss", "mse", "--tune", "grid", "--grid", "bce.positive_weight=1,1"],
+            "--grid names a value twice.",
+        ),
         (["--loss", "bce", "--loss", "mse", "--seeds", "0"], "--seeds must be 1 or more. Received: 0."),
         (["--loss", "bce", "--loss", "mse", "--folds", "1-3"], "--folds takes folds from 0 to 9 that are"),
         (["--loss", "bce", "--loss", "mse", "--metric", "cpm"], "Without annotations there is no CPM. Give"),
@@ -503,17 +654,16 @@ def test_wrong_inputs_end_with_1_and_one_line(small_store, tmp_path, options, wo
     assert not out.exists()
 
 
-def test_the_command_goes_on_with_what_was_begun_and_leaves_a_page(copy, small_store, annotations):
-    """--resume alone: losses, folds, seeds and settings are those of compare.json; the verdict is printed."""
+def test_the_command_goes_on_with_what_was_begun_and_leaves_a_page(copy, small_store):
+    """--resume alone: losses, folds, seeds, annotations are those of compare.json; the verdict is printed."""
     (copy / "comparison.json").unlink()
 
-    done = CliRunner().invoke(
-        app, ["compare", str(small_store.path), str(copy), "--annotations", str(annotations), "--resume"]
-    )
+    done = CliRunner().invoke(app, ["compare", str(small_store.path), str(copy), "--resume"])
 
     words = " ".join(done.output.split())
     assert done.exit_code == 0, done.output
-    assert "always no" in words
+    assert "always" in words
+    assert json.loads((copy / "comparison.json").read_text())["metric"] == "cpm"
     assert "cannot be told apart" in words
     assert str(copy) in words
     assert "cannot be told apart" in (copy / "report.html").read_text()

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
+import operator
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from luna_cls.errors import InputError
 from luna_cls.files import read_json
-from luna_cls.learning import tuning
 from luna_cls.learning.held_out import Training, Turn
-from luna_cls.learning.tuning import Tuning
+from luna_cls.learning.tuning import Tuning, check_fair
 from luna_cls.settings import LossSettings, Settings, parse_value
 
 ASKED, RUNS = "compare.json", "runs"
+EACH: Literal["each"] = "each"  # as `Contest.tested`: every fold by itself
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,8 @@ class Contest:
         entrants: Two or more, each once.
         seeds: How many trainings of each on every turn, the first with the settings' seed, each further one
             with one more.
-        tested: Folds that are tested together, in turn; None for the settings' own split if it has test
-            folds, else for each fold by itself.
+        tested: Folds that are tested together, in turn; or `EACH`; None for the settings' own split if it has
+            test folds, else each.
         metric: What decides: "cpm", "auc", "average_precision" or "balanced_accuracy"; None for CPM where
             there are annotations, else AUC.
         tuning: What is tried of each loss's own parameters; None for nothing.
@@ -82,7 +83,7 @@ class Contest:
 
     entrants: tuple[Entrant, ...]
     seeds: int = 3
-    tested: tuple[tuple[int, ...], ...] | None = None
+    tested: tuple[tuple[int, ...], ...] | Literal["each"] | None = None
     metric: str | None = None
     tuning: Tuning | None = None
 
@@ -100,7 +101,7 @@ class Contest:
         if self.seeds < 1:
             raise InputError(f"--seeds must be 1 or more. Received: {self.seeds}.")
         if self.tuning is not None:
-            tuning.check_fair(self.tuning, {entrant.label: entrant.loss for entrant in self.entrants})
+            check_fair(self.tuning, {entrant.label: entrant.loss for entrant in self.entrants})
 
     def to_json(self) -> dict[str, Any]:
         """What `compare.json` holds of it."""
@@ -131,13 +132,18 @@ class Contest:
                 {key: value for key, value in loss.items() if key not in ("label", "folder")}
                 for loss in entry["losses"]
             ]
+            tested = entry["tested"]
+            if tested is not None and tested != EACH:
+                tested = tuple(tuple(map(operator.index, group)) for group in tested)
             return cls(
                 tuple(Entrant(LossSettings(**loss)) for loss in losses),
-                entry["seeds"],
-                entry["tested"] and tuple(map(tuple, entry["tested"])),
+                operator.index(entry["seeds"]),
+                tested,
                 entry["metric"],
                 Tuning.from_json(entry["tuning"]),
             )
+        except InputError as error:
+            raise InputError(f"{path} is damaged. {error} Start over with --force.") from error
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{path} is damaged: {error!r}. Start over with --force.") from error
 
@@ -153,12 +159,21 @@ class Place:
 
 @dataclass(frozen=True)
 class Tried:
-    """What came of tuning a loss for a turn: the parameters tried, in order, and the place of the best."""
+    """What came of tuning a loss for a turn.
+
+    Args:
+        parameters: Those tried, in order.
+        epochs: Done of each.
+        scores: Of each; -inf if it failed.
+        best: The place of the best.
+        failed: Why those at some places failed.
+    """
 
     parameters: Sequence[Mapping[str, Any]]
     epochs: Sequence[int]
     scores: Sequence[float]
     best: int
+    failed: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def chosen(self) -> Mapping[str, Any]:
@@ -204,7 +219,7 @@ class Planned:
             for entrant in self.contest.entrants
         ]
 
-    def all(self) -> list[Training]:
+    def everything(self) -> list[Training]:
         """Everything that might be trained."""
         return [self.training(place, tried) for place in self.places() for tried in self.tries(place.entrant)]
 
@@ -221,8 +236,9 @@ class Planned:
             if contest.tuning
             else ""
         )
+        most = "" if self.settings.training.patience is None else " at most"
         return (
-            f"{len(self.places())} trainings of {epochs} epochs: {len(contest.entrants)} losses, seeds "
+            f"{len(self.places())} trainings of{most} {epochs} epochs: {len(contest.entrants)} losses, seeds "
             f"{', '.join(map(str, self.seeds))}, {'; '.join(map(_in_words, self.turns))}{before}."
         )
 
@@ -234,11 +250,11 @@ def _in_words(turn: Turn) -> str:
 
 def _written(parameters: Mapping[str, Any]) -> list[str]:
     return [
-        f"{name}={value if isinstance(value, str) else json.dumps(value)}"
+        f"{name}={value if isinstance(value, str) else json.dumps(value, default=str)}"
         for name, value in parameters.items()
     ]
 
 
 def _as_name(words: str) -> str:
-    """A name for a folder: "focal, gamma=5" becomes focal-gamma-5."""
-    return re.sub(r"[^A-Za-z0-9._]+", "-", words).strip("-")
+    """A name for a folder: "focal, gamma=5" becomes focal-gamma-5; a minus stays."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", words).strip("-")

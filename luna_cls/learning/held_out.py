@@ -9,24 +9,30 @@ import sys
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from luna_cls.cubes.folds import LeakError, Split, split_by_fold
 from luna_cls.cubes.store import OK, CubeStore
 from luna_cls.errors import InputError
-from luna_cls.files import alone_in, clear, is_empty, kept_until_done, require_new, write_csv
+from luna_cls.files import alone_in, clear, is_empty, kept_until_done, read_json, require_new, write_csv
 from luna_cls.judging.submission import read_annotations
 from luna_cls.processes import check_workers, run_apart, run_on_cluster
 from luna_cls.settings import LAST_EPOCH, Settings, SplitSettings, load_settings
 from luna_cls.startup import load_tensorflow_quietly
 
-TEST_PREDICTIONS, HISTORY, METRICS = "test_predictions.csv", "history.csv", "metrics.json"
+TEST_PREDICTIONS, VALIDATION_PREDICTIONS, HISTORY, METRICS = (
+    "test_predictions.csv",
+    "validation_predictions.csv",
+    "history.csv",
+    "metrics.json",
+)
 FAILED, DIVERGED = "failed", "diverged"
 
 _PAUSE = ".pause"
@@ -42,8 +48,9 @@ class Turn:
     """Folds that are tested together.
 
     Args:
-        test: Those that are scored, and looked at once.
-        validation: Those that choose the epoch; none where too few are left, so that the last epoch is kept.
+        test: Those that are scored.
+        validation: Those that choose the epoch; none where too few are left. The test folds, whose metrics
+            are shown after each epoch then, choose nothing: the last epoch is kept.
     """
 
     test: tuple[int, ...]
@@ -105,8 +112,24 @@ class Training:
     @property
     def epochs_done(self) -> int:
         """Rows of its history so far."""
+        return len(self.history())
+
+    def history(self) -> pd.DataFrame:
+        """A row for every epoch done; empty if there is none.
+
+        Raises:
+            InputError: If it is damaged.
+        """
         path = self.run / HISTORY
-        return len(pd.read_csv(path)) if path.is_file() else 0
+        if not path.is_file():
+            return pd.DataFrame()
+        try:
+            table = pd.read_csv(path)
+        except ValueError as error:
+            raise InputError(f"{path} is damaged ({error}). {self.advice}") from error
+        if table["epoch"].tolist() != list(range(1, len(table) + 1)):
+            raise InputError(f"{path} does not hold every epoch once. {self.advice}")
+        return table
 
     @property
     def is_done(self) -> bool:
@@ -120,8 +143,19 @@ class Training:
 
     def about(self) -> dict[str, Any]:
         """What its metrics.json says."""
-        found: dict[str, Any] = json.loads((self.run / METRICS).read_text(encoding="utf-8"))
+        path = self.run / METRICS
+        try:
+            found = read_json(path.read_bytes(), str(path))
+        except (OSError, InputError) as error:
+            raise InputError(f"{path} cannot be read. {self.advice}") from error
+        if not {"best_epoch", "diverged_in"} <= found.keys():
+            raise InputError(f"{path} is damaged: it tells no best epoch. {self.advice}")
         return found
+
+    @property
+    def advice(self) -> str:
+        """What to do with one that is damaged."""
+        return f"Remove {self.run}, and go on with --resume."
 
 
 @dataclass(frozen=True)
@@ -168,6 +202,7 @@ class Workshop:
     settings_file: str
     sign: str
     options: dict[str, Any]
+    _looked_at: set[Training] = field(default_factory=set, compare=False)
 
     @property
     def go_on(self) -> str:
@@ -260,11 +295,12 @@ class Workshop:
         """Yields each as it ends, in any order, and what failed."""
         jobs = []
         for training in trainings:
-            if training.is_scored:
+            if training.is_scored and training not in self._looked_at:
                 predictions(self.store, training)  # what is wrong with it is better known before the rest
                 means.say(f"{training.name}: finished already")
-            elif not training.is_done:
+            if not training.is_done:
                 jobs.append(_Job(training, self.store.path.absolute(), self.path.absolute(), self.go_on))
+        self._looked_at.update(trainings)
         if means.dask is not None and jobs:
             yield from _run_on_cluster(jobs, means)
         elif means.workers is not None:
@@ -320,8 +356,19 @@ def plan_turns(store: CubeStore, tested: Sequence[Sequence[int]] | None = None) 
     return turns
 
 
-def check_annotations(store: CubeStore, annotations: Path | None, excluded: Path | None) -> None:
+def check_annotations(
+    store: CubeStore,
+    annotations: Path | None,
+    excluded: Path | None,
+    series_uids: Sequence[str] | None = None,
+) -> None:
     """Finds out before the training, not after it, that they cannot be scored against.
+
+    Args:
+        store: The cubes.
+        annotations: CSV of the nodules.
+        excluded: CSV of findings to ignore.
+        series_uids: The scans to be tested; None for all of the store.
 
     Raises:
         InputError: If so.
@@ -335,9 +382,11 @@ def check_annotations(store: CubeStore, annotations: Path | None, excluded: Path
     nodules = read_annotations(annotations)
     if excluded is not None:
         read_annotations(excluded, "excluded findings")
-    if not nodules["seriesuid"].isin(store.series_uids).any():
+    tested = store.series_uids if series_uids is None else series_uids
+    if not nodules["seriesuid"].isin(tested).any():
+        which = "a scan" if series_uids is None else "a tested scan"
         raise InputError(
-            f"No nodule in {annotations} is in a scan of {store.path}: sensitivity is not defined. Give the "
+            f"No nodule in {annotations} is in {which} of {store.path}: sensitivity is not defined. Give the "
             "annotations of its scans."
         )
 
@@ -365,29 +414,47 @@ def predictions(store: CubeStore, training: Training) -> pd.DataFrame:
         LeakError: If they are not of a model that was trained for these folds, or not of these candidates.
     """
     run = training.run
-    used = load_settings(str(run / "settings.toml"))
+    try:
+        used = load_settings(str(run / "settings.toml"))
+    except InputError as error:
+        raise InputError(f"{run} has no settings that can be read. {training.advice}") from error
     differing = training.settings.differences(used)
     if differing:
-        raise LeakError(
-            f"{run} was not trained for its fold: {'; '.join(differing)}. Remove it, and go on with --resume."
-        )
-    check_cubes(run / "environment.json", store, f"Remove {run}, and go on with --resume.")
-    tested = training.turn.rows(store.candidates).test
-    rows = store.candidates.iloc[tested]
-    path = run / TEST_PREDICTIONS
+        raise LeakError(f"{run} was not trained for its fold: {'; '.join(differing)}. {training.advice}")
+    check_cubes(run / "environment.json", store, training.advice)
+    rows = training.turn.rows(store.candidates).test
+    return _read(store, training, TEST_PREDICTIONS, rows, str(training.turn))
+
+
+def validation_predictions(store: CubeStore, training: Training) -> pd.DataFrame:
+    """What a model says of the folds that chose its epoch, by row of the store.
+
+    Raises:
+        InputError: If they cannot be read.
+        LeakError: If they are not of these candidates.
+    """
+    rows = training.turn.rows(store.candidates).validation
+    return _read(store, training, VALIDATION_PREDICTIONS, rows, "its validation folds")
+
+
+def _read(
+    store: CubeStore, training: Training, name: str, places: NDArray[np.int64], folds: str
+) -> pd.DataFrame:
+    rows = store.candidates.iloc[places]
+    path = training.run / name
     try:
         table = pd.read_csv(path, dtype={"seriesuid": str})
-        points = [name for name in table.columns if name in rows.columns]
+        points = [column for column in table.columns if column in rows.columns]
         is_same = len(points) == 5 and table[points].to_numpy().tolist() == rows[points].to_numpy().tolist()
         is_sound = is_same and bool(np.isfinite(table["logit"].to_numpy(float)).all())
-    except (ValueError, KeyError) as error:
-        raise InputError(f"{path} is damaged: {error}. Remove it, and go on with --resume.") from error
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path} is damaged: {error}. {training.advice}") from error
     if not is_sound:
         raise LeakError(
-            f"{path} does not hold each of the {len(rows)} usable candidates of {training.turn} once, in "
-            "the order of the store. Remove it, and go on with --resume."
+            f"{path} does not hold each of the {len(rows)} usable candidates of {folds} once, in the order "
+            f"of the store. {training.advice}"
         )
-    return table.set_axis(tested)
+    return table.set_axis(places)
 
 
 def pooled(store: CubeStore, parts: Sequence[pd.DataFrame], turns: Sequence[Turn], out: Path) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,22 @@ from scipy.special import expit
 
 from luna_cls.cubes.store import CubeStore
 from luna_cls.errors import InputError
-from luna_cls.files import write_csv, write_json, write_text
-from luna_cls.judging import calibration, reliability
+from luna_cls.files import clear, write_csv, write_json, write_text
+from luna_cls.judging import calibration, comparison, reliability
 from luna_cls.judging.binary import best_threshold
 from luna_cls.judging.comparison import Comparison
 from luna_cls.judging.resampled_metrics import resampled_metrics
 from luna_cls.judging.submission import Reference
 from luna_cls.learning.contest import Entrant, Place, Planned, Tried
-from luna_cls.learning.held_out import DIVERGED, FAILED, Training, Turn, pooled, predictions
+from luna_cls.learning.held_out import (
+    DIVERGED,
+    FAILED,
+    Training,
+    Turn,
+    pooled,
+    predictions,
+    validation_predictions,
+)
 
 PREDICTIONS, SERIES_UIDS, LONG, RESULT, FAILURES = (
     "predictions",
@@ -30,7 +38,9 @@ PREDICTIONS, SERIES_UIDS, LONG, RESULT, FAILURES = (
     "comparison.json",
     "failures.csv",
 )
+PAGE = "report.html"
 ALWAYS_NO = "always no"
+TRY_FAILED = "try failed"
 
 _CALIBRATIONS: dict[str, type[calibration.Method]] = {
     "temperature": calibration.Temperature,
@@ -47,14 +57,16 @@ def judge(
     tried: Mapping[tuple[Entrant, Turn], Tried],
     reasons: Mapping[Training, str],
     reference: Reference,
+    scans: Sequence[str],
     resamples: int,
     out: Path,
 ) -> dict[str, Any]:
-    """Writes what all runs say."""
-    from luna_cls.judging import comparison  # with SciPy's statistics, which nobody waits for before
+    """Writes what all runs say.
 
+    The same runs give the same bytes, but for the seconds in `comparison.json`.
+    """
     entrants, seeds, turns = planned.contest.entrants, planned.seeds, planned.turns
-    failures = _failures(final, reasons)
+    failures = [*_failures(final, reasons), *_failed_tries(tried, seeds[0])]
     columns = ["loss", "seed", "folds", "status", "reason"]
     write_csv(out / FAILURES, pd.DataFrame(failures, columns=columns))
     of = {
@@ -63,22 +75,21 @@ def judge(
         for seed in seeds
     }
     complete = {key for key, trainings in of.items() if all(training.is_scored for training in trainings)}
-    kept = [entrant for entrant in entrants if any((entrant, seed) in complete for seed in seeds)]
-    shared = [seed for seed in seeds if all((entrant, seed) in complete for entrant in kept)]
-    if len(kept) < 2 or not shared:
+    kept, shared = _complete(entrants, seeds, complete)
+    if len(kept) < 2:
+        clear_results(out)  # of an earlier state
         first = next(row[-1] for row in failures if row[3] == FAILED)
         raise InputError(f"No two losses could be trained from one seed. The first reason: {first}")
     judged = {
         (entrant, seed): _Judged.read(store, of[entrant, seed], out) for entrant in kept for seed in shared
     }
+    clear(out / PREDICTIONS)
     for (entrant, seed), one in judged.items():
         path = out / PREDICTIONS / f"{entrant.folder}-seed{seed}.csv"
         path.parent.mkdir(exist_ok=True)
         write_csv(path, one.table.drop(columns="chosen", errors="ignore"))
-    fold_of = dict(store.candidates[["seriesuid", "fold"]].drop_duplicates().itertuples(index=False))
-    tested = {fold for turn in turns for fold in turn.test}
-    scans = [uid for uid in store.series_uids if fold_of[uid] in tested]
     write_text(out / SERIES_UIDS, "".join(f"{uid}\n" for uid in scans))
+    fold_of = _fold_of(store)
     nodules, ignored = reference.findings()
     compared = comparison.compare(
         {entrant.label: [judged[entrant, seed].table for seed in shared] for entrant in kept},
@@ -94,6 +105,7 @@ def judge(
     labels = any_table["class"].to_numpy(int)
     result = {
         **compared.summary(),
+        "verdict": compared.verdict if len(shared) > 1 else f"Of one training each: {compared.verdict}",
         "losses": [_about(entrant, tried, turns, planned) for entrant in kept],
         "seeds": shared,
         "turns": [turn.to_json() for turn in turns],
@@ -109,10 +121,41 @@ def judge(
             for loss, seed, folds, status, reason in failures
             if status == FAILED
         ],
-        "warnings": _warnings(entrants, kept, seeds, shared, turns),
+        "warnings": [*_warnings(entrants, kept, seeds, shared, turns), *_of_tries(tried)],
     }
     write_json(out / RESULT, result)
     return {**result, "failures": failures}
+
+
+def clear_results(out: Path) -> None:
+    """Removes what was made of the runs; the runs stay."""
+    clear(out / PREDICTIONS)
+    for name in (LONG, RESULT, PAGE):
+        (out / name).unlink(missing_ok=True)
+
+
+def tested_scans(store: CubeStore, turns: Sequence[Turn]) -> list[str]:
+    """All scans of the tested folds, those without a usable cube included."""
+    fold_of, tested = _fold_of(store), {fold for turn in turns for fold in turn.test}
+    return [uid for uid in store.series_uids if fold_of[uid] in tested]
+
+
+def _fold_of(store: CubeStore) -> dict[str, int]:
+    return dict(store.candidates[["seriesuid", "fold"]].drop_duplicates().itertuples(index=False))
+
+
+def _complete(
+    entrants: Sequence[Entrant], seeds: Sequence[int], complete: Collection[tuple[Entrant, int]]
+) -> tuple[list[Entrant], list[int]]:
+    """Losses, and the seeds that all have; those with the fewest seeds are left out where it takes that."""
+    own = {entrant: {seed for seed in seeds if (entrant, seed) in complete} for entrant in entrants}
+    kept = [entrant for entrant in entrants if own[entrant]]
+    while kept:
+        shared = [seed for seed in seeds if all(seed in own[entrant] for entrant in kept)]
+        if shared:
+            return kept, shared
+        kept.remove(min(kept, key=lambda entrant: len(own[entrant])))
+    return [], []
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,8 +179,7 @@ class _Judged:
         for number, training in enumerate(trainings):
             own = predictions(store, training).assign(turn=number)
             if training.turn.validation:
-                path = training.run / "validation_predictions.csv"
-                chose = pd.read_csv(path, dtype={"seriesuid": str})
+                chose = validation_predictions(store, training)
                 labels, logits = chose["class"].to_numpy(int), chose["logit"].to_numpy(float)
                 own["chosen"] = own["logit"] - best_threshold(labels, logits)
                 for name, method in _CALIBRATIONS.items():
@@ -168,6 +210,23 @@ def _failures(
             )
             rows.append((*row, DIVERGED, words))
     return rows
+
+
+def _failed_tries(
+    tried: Mapping[tuple[Entrant, Turn], Tried], seed: int
+) -> list[tuple[str, int, str, str, str]]:
+    """Likewise, of parameters that were tried."""
+    return [
+        (entrant.label, seed, _folds(turn), TRY_FAILED, f"With {found.parameters[place]}: {reason}")
+        for (entrant, turn), found in tried.items()
+        for place, reason in found.failed.items()
+    ]
+
+
+def _of_tries(tried: Mapping[tuple[Entrant, Turn], Tried]) -> list[str]:
+    """A warning where losses had fewer tries than others."""
+    lost = sorted({entrant.label for (entrant, _), found in tried.items() if found.failed})
+    return [f"{'; '.join(lost)}: some tries failed, so that it had fewer than the others."] if lost else []
 
 
 def _long(
@@ -288,9 +347,9 @@ def _spent(training: Training) -> tuple[int, float]:
     each = int(json.loads(path.read_text(encoding="utf-8"))["sampling"]["cubes_per_epoch"])
     cubes = each * training.epochs_done
     speeds = _speeds(training.run / "tensorboard" / "train")
-    return cubes, float(each * np.sum(1 / speeds) * training.epochs_done / len(speeds)) if len(
-        speeds
-    ) else np.nan
+    # The speed of an epoch of one step is not told.
+    seconds = cubes * float(np.mean(1 / speeds)) if len(speeds) else np.nan
+    return cubes, seconds
 
 
 def _speeds(log: Path) -> np.ndarray:
@@ -298,7 +357,7 @@ def _speeds(log: Path) -> np.ndarray:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.util.tensor_util import make_ndarray
 
-    events = EventAccumulator(str(log)).Reload()
+    events = EventAccumulator(str(log), size_guidance={"tensors": 0}).Reload()  # 0: all of them
     if "speed/cubes_per_second" not in events.Tags()["tensors"]:
         return np.empty(0)
     found = {

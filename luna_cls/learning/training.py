@@ -142,6 +142,18 @@ def train(
     return result
 
 
+def check(store: CubeStore, settings: Settings) -> dict[str, Any]:
+    """Finds out what a training would stumble over before its first step: builds all, writes nothing.
+
+    Returns:
+        The parameters of its loss, those not given included.
+
+    Raises:
+        InputError: As `train`, but for what `run` is.
+    """
+    return _task(store, settings, distribution.devices(settings.distribution)).loss.parameters
+
+
 @dataclass(frozen=True, eq=False)
 class _Task:
     """What is to be trained: all that follows from the store and the settings, checked, and nothing written.

@@ -9,10 +9,8 @@ from itertools import product
 from math import ceil, log2
 from typing import Any, Literal
 
-import pandas as pd
-
 from luna_cls.errors import InputError
-from luna_cls.learning.held_out import HISTORY, Training
+from luna_cls.learning.held_out import Training
 from luna_cls.settings import LossSettings
 
 # Four tries for each, around its default.
@@ -103,18 +101,17 @@ def parse_grids(given: Iterable[str]) -> dict[str, dict[str, list[Any]]]:
             raise InputError(
                 f"--grid takes LOSS.PARAMETER=VALUE,VALUE,..., as focal.gamma=1,2,5. Received: '{text}'."
             )
+        if any(value in found[:place] for place, value in enumerate(found)):
+            raise InputError(f"--grid names a value twice. Received: '{text}'. Name each once.")
         grids.setdefault(loss, {})[parameter] = found
     return grids
 
 
 def score(training: Training, monitor: str, until_epoch: int) -> float:
-    """The best by what a training monitors in so many epochs, more for better; -inf if it failed."""
-    path = training.run / HISTORY
-    if not path.is_file():
-        return float("-inf")
-    values = pd.read_csv(path)[monitor].head(until_epoch).dropna()
-    sign = -1.0 if monitor.endswith("loss") else 1.0
-    return float((sign * values).max()) if len(values) else float("-inf")
+    """The best by what a training monitors, in so many epochs; -inf if there is none."""
+    history = training.history()
+    values = history[monitor].head(until_epoch).dropna() if len(history) else ()
+    return float(max(values, default=float("-inf")))
 
 
 def better_half(scores: Sequence[float]) -> list[int]:

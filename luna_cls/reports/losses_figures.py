@@ -153,6 +153,8 @@ def _runs(folder: Path, found: Mapping[str, Any], loss: Mapping[str, Any]) -> li
     """Those that are compared; others beside them were tried by tuning, or from seeds no longer asked for."""
     own, runs = folder / "runs" / loss["folder"], []
     for turn, seed in product(found.get("turns") or (), found.get("seeds") or ()):
+        if turn.get("validation_folds") == []:
+            continue  # what is in its history then is of the tested folds
         tested = list(map(str, turn["test_folds"]))
         name = f"seed{seed}-folds{'-'.join(tested)}"
         chosen = (loss.get("tuned") or {}).get("+".join(tested))

@@ -158,7 +158,7 @@ def _done(folder: Path, found: Mapping[str, Any]) -> Section:
     text = (
         "Every loss trained the same network on the same folds"
         + (f", from the same seeds ({seeds})" if seeds else "")
-        + ", with the same first weights, the same order of cubes and as many epochs"
+        + ", with the same first weights, the same order of cubes and at most as many epochs"
         + (f": {plural(per_loss, 'training')} of each." if per_loss else ".")
         + " What a model is tested on, it has not seen."
     )
