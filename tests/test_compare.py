@@ -280,20 +280,30 @@ def test_a_loss_and_a_seed_may_join(compared, copy, small_store, annotations):
     assert sum("finished already" in line for line in lines) == 4
 
 
-def test_other_folds_or_settings_are_refused(copy, small_store):
+def test_other_folds_or_settings_are_refused(copy, small_store, annotations):
     """What decides what a run is scored on cannot change on the way; each is named."""
     contest = _contest("bce", "focal,gamma=5", tested=((0,), (1,)))
     with pytest.raises(InputError, match=r"begun with another --folds: it was \[\[0, 1\], \[2, 3\]\], is"):
-        compare_losses(small_store, _settings(), contest, copy, resume=True, means=_means())
+        compare_losses(
+            small_store, _settings(), contest, copy, resume=True, annotations=annotations, means=_means()
+        )
     contest = _contest("bce", "focal,gamma=5")
     with pytest.raises(InputError, match=r"begun with other settings: training\.epochs was 2, is 3"):
         compare_losses(
-            small_store, _settings("training.epochs=3"), contest, copy, resume=True, means=_means()
+            small_store,
+            _settings("training.epochs=3"),
+            contest,
+            copy,
+            resume=True,
+            annotations=annotations,
+            means=_means(),
         )
     with pytest.raises(InputError, match=r"exists already\. Pass --resume to go on with it, --force"):
         compare_losses(small_store, _settings(), contest, copy, means=_means())
     with alone_in(copy, ""), pytest.raises(InputError, match="Another compare is at work in"):
-        compare_losses(small_store, _settings(), contest, copy, resume=True, means=_means())
+        compare_losses(
+            small_store, _settings(), contest, copy, resume=True, annotations=annotations, means=_means()
+        )
 
 
 def test_a_loss_that_cannot_be_trained_stops_no_other(copy, small_store, annotations, monkeypatch):
@@ -513,11 +523,11 @@ def test_a_try_that_fails_is_listed_and_never_chosen(small_store, tmp_path, monk
     ("name", "damage", "words"),
     [
         ("validation_predictions.csv", lambda text: "".join(text.splitlines(True)[:3]), "candidates of its"),
-        ("validation_predictions.csv", lambda text: "", "is damaged"),
+        ("validation_predictions.csv", lambda _: "", "is damaged"),
         ("metrics.json", lambda text: text[:20], "cannot be read"),
-        ("metrics.json", lambda text: "{}", "tells no best epoch"),
+        ("metrics.json", lambda _: "{}", "tells no best epoch"),
         ("history.csv", lambda text: text.replace("\n2,", "\n7,"), "does not hold every epoch once"),
-        ("settings.toml", lambda text: "=", "no settings that can be read"),
+        ("settings.toml", lambda _: "=", "no settings that can be read"),
     ],
 )
 def test_a_damaged_run_is_one_line(copy, small_store, annotations, name, damage, words):
@@ -607,7 +617,7 @@ def test_what_was_asked_reads_back(tmp_path):
         ),
         (["--loss", "bce", "--loss", "focal gamma=5"], "--loss takes a name, with its parameters behind it"),
         (["--loss", "focal", "--loss", "focal,gamma=2"], "focal and focal, gamma=2 are the same loss."),
-        (["--loss", "bce", "--loss", "focal,gamma=2020-01-01"], "focal, gamma=2020-01-01: Parameter gamma"),
+        (["--loss", "bce", "--loss", "focal,gamma=2020-01-01"], 'focal, gamma="2020-01-01": Parameter'),
         (
             ["--loss", "bce", "--loss", "anyloss", "--set", "sampling.correct_prior=true"],
             "anyloss: sampling.correct_prior is for losses whose probabilities mean something",
