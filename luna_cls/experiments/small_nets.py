@@ -155,7 +155,10 @@ class _Together:
             size = min(lengths) // net.batches_per_epoch
             orders = [_order(run.seed, len(run.x), steps, net.batches_per_epoch, size) for run in runs]
             self._order, self._weights = tf.constant(np.stack(orders)), tf.ones((len(runs), size))
-        self.advance, self.score = tf.function(self._advance), tf.function(self._score)
+        # Traced here and once: TensorFlow warns of functions that are traced again for every new object.
+        place = tf.TensorSpec([], tf.int32)
+        self.advance = tf.function(self._advance).get_concrete_function(place, place)
+        self.score = tf.function(self._score).get_concrete_function()
 
     def _advance(self, first: tf.Tensor, last: tf.Tensor) -> tf.Tensor:
         """Makes the steps from `first` to before `last`; the losses `(runs,)` of the last of them."""

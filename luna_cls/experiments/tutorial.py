@@ -7,13 +7,14 @@ loss, once each, and counts what each finds of the 28 test points of the rarer c
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.special import expit, logit
 from sklearn.datasets import make_classification
 from sklearn.model_selection import train_test_split
 
@@ -115,6 +116,7 @@ def measured(
     names: Sequence[str] = tuple(LOSSES),
     seeds: Sequence[int] = range(50),
     at: Sequence[int] = (STEPS,),
+    threshold: float = 0.5,
 ) -> pd.DataFrame:
     """Trains from each seed with each loss and scores the test points.
 
@@ -123,12 +125,12 @@ def measured(
         names: Of `LOSSES`.
         seeds: Of first weights; each starts every loss alike.
         at: Steps to score after.
+        threshold: Points above this probability are called ones of the rarer class.
 
     Returns:
-        A row for each loss, seed and step: `loss, seed, step, training_loss`; with a point called one of the
-        rarer class above the probability 1/2, `found` of the 28, `false_alarms` among the 1,772 and
-        `balanced_accuracy`; `found_truly`, those found whose label is no chance; and, without a threshold,
-        `average_precision`.
+        A row for each loss, seed and step: `loss, seed, step, training_loss`; `found` of the 28 points of the
+        rarer class, `found_truly` of those whose label is no chance, `false_alarms` among the 1,772 others and
+        `balanced_accuracy`; and, without a threshold, `average_precision`.
     """
     training, test = points()
     rows = []
@@ -136,8 +138,9 @@ def measured(
         logits, training_loss = _trained(net, name, seeds, training, test.x, at)
         for i, seed in enumerate(seeds):
             for j, step in enumerate(at):
-                metrics = binary_metrics(test.y, logits[i][j])
-                called = (logits[i][j] > 0) & (test.y == 1)
+                cut = float(logit(threshold))
+                metrics = binary_metrics(test.y, logits[i][j], cut)
+                found = (logits[i][j] > cut) & (test.y == 1)
                 rows.append(
                     {
                         "loss": name,
@@ -145,7 +148,7 @@ def measured(
                         "step": step,
                         "training_loss": float(training_loss[i, j]),
                         "found": int(metrics["tp"]),
-                        "found_truly": int((called & ~test.by_chance).sum()),
+                        "found_truly": int((found & ~test.by_chance).sum()),
                         "false_alarms": int(metrics["fp"]),
                         "balanced_accuracy": metrics["balanced_accuracy"],
                         "average_precision": metrics["average_precision"],
@@ -159,7 +162,7 @@ def probability(
 ) -> NDArray[np.float64]:
     """What a net trained from a seed with a loss says of points `(n, 2)`: `(n,)`, from 0 to 1."""
     logits, _ = _trained(net, name, [seed], points()[0], x, [steps])
-    return 1 / (1 + np.exp(-logits[0][0].astype(float)))
+    return expit(logits[0][0].astype(float))
 
 
 def _trained(
@@ -205,9 +208,15 @@ def paired_differences(results: pd.DataFrame, against: str = "BCE", resamples: i
 
 
 def summary(results: pd.DataFrame) -> pd.DataFrame:
-    """The distribution over seeds: median and middle half of each metric, `(losses, metrics)` at each step."""
-    grouped = results.groupby(["step", "loss"], sort=False)[list(METRICS)]
-    return grouped.quantile([0.0, 0.25, 0.5, 0.75, 1.0]).unstack()
+    """The distribution over seeds, a row for each step and loss.
 
-
-Losses = Mapping[str, tuple[str, dict[str, Any]]]
+    Columns: the median, `_low` and `_high` quarter of `found`; `found_none`, the seeds that found none; the
+    medians of the other metrics.
+    """
+    grouped = results.groupby(["step", "loss"], sort=False)
+    found = grouped["found"]
+    quarters = {"found": 0.5, "found_low": 0.25, "found_high": 0.75}
+    columns = {name: found.quantile(share) for name, share in quarters.items()}
+    columns["found_none"] = found.apply(lambda of_seeds: int((of_seeds == 0).sum()))
+    columns |= {metric: grouped[metric].median() for metric in METRICS[1:]}
+    return pd.DataFrame(columns).reset_index()
