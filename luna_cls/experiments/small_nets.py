@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import keras
@@ -66,9 +67,9 @@ class Trained(NamedTuple):
 def train(net: Net, loss: PerSample | PerBatch, runs: Sequence[Run], at: Sequence[int]) -> Trained:
     """Trains a net once for each run, all at once.
 
-    Runs do not touch each other: each is what `keras.Model.fit` would make of its own start and batches. Where
-    there are batches, all runs have the same size of them, that of the shortest run; what an epoch leaves over
-    is left out of it.
+    Runs do not touch each other: each is what Keras would make of its own start and batches. Where there are
+    batches, all runs have the same size of them, that of the shortest run; what an epoch leaves over is left
+    out of it.
 
     Args:
         net: The net.
@@ -77,7 +78,8 @@ def train(net: Net, loss: PerSample | PerBatch, runs: Sequence[Run], at: Sequenc
         at: Steps, rising, after which `x_scored` is scored; the last is the last that is made.
 
     Raises:
-        InputError: If there is no run, the columns or labels do not fit, or the steps do not rise from 1.
+        InputError: If there is no run, the columns or labels do not fit, the steps do not rise from 1, or a
+            net of batch statistics would see whole sets of different lengths, padded.
     """
     _check(runs, at)
     together = _Together(net, loss, runs, steps=at[-1])
@@ -100,9 +102,10 @@ def _check(runs: Sequence[Run], at: Sequence[int]) -> None:
     for run in runs:
         if len(run.x) != len(run.y):
             raise InputError(
-                f"A run needs a label for each sample. Received: {len(run.y)} for {len(run.x)}, seed {run.seed}."
+                f"A run needs a label for each sample. Received: {len(run.y)} for {len(run.x)}, "
+                f"seed {run.seed}."
             )
-    if not len(at) or at[0] < 1 or any(a >= b for a, b in zip(at, at[1:], strict=False)):
+    if not len(at) or at[0] < 1 or any(a >= b for a, b in pairwise(at)):
         raise InputError(f"Steps to score at must rise, from 1 on. Received: {list(at)}.")
 
 
@@ -148,6 +151,11 @@ class _Together:
         self._x_scored = tf.constant(_padded([run.x_scored for run in runs]))
         self._order = None
         if net.batches_per_epoch == 1:
+            if self._state and len(set(lengths)) > 1:
+                raise InputError(
+                    "A net of batch statistics takes whole sets of one length. "
+                    f"Received: {min(lengths)} to {max(lengths)} samples; give it batches."
+                )
             # A mean over the padded length, of which the padding has no part.
             weights = [np.full(length, max(lengths) / length) for length in lengths]
             self._weights = tf.constant(_padded(weights))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +33,6 @@ from luna_cls.learning import losses
 
 FOLDS = 10
 ROPE = 0.01  # a score that differs by less makes no difference (Benavoli et al. 2017)
-AMPLIFICATIONS = tuple(range(30, 111, 10))
 DATASETS = {  # its file, and the label of the rarer class
     "haberman": ("haberman.csv", 2),
     "ionosphere": ("ionosphere.csv", "b"),
@@ -40,7 +40,7 @@ DATASETS = {  # its file, and the label of the rarer class
     "pima_diabetes": ("pima-indians-diabetes.csv", 1),
     "phoneme": ("phoneme.csv", 1),
 }
-SCORES = {  # a score that a loss can aim at: its name among the metrics, in the paper, and of the paper's loss
+SCORES = {  # what a loss can aim at: the metric's name here, in the paper, and that of the paper's loss
     "accuracy": ("accuracy", "Acc", "AccAim"),
     "fbeta": ("f1", "F1", "F1Aim"),
     "gmean": ("gmean", "Gmean", "GAim"),
@@ -162,11 +162,21 @@ def measured(
             loss = losses.get(method.loss, **method.parameters)
             for split, logits in zip(splits, train(NETS[net], loss, runs, steps).logits, strict=True):
                 threshold = logit(split.y.mean()) if method.threshold == "prevalence" else 0.0
-                place = {"net": net, "dataset": dataset, "method": name, "seed": split.seed, "fold": split.fold}
+                place = {
+                    "net": net,
+                    "dataset": dataset,
+                    "method": name,
+                    "seed": split.seed,
+                    "fold": split.fold,
+                }
                 for step, of_step in zip(steps, logits, strict=True):
                     metrics = binary_metrics(split.y_test, of_step, threshold)
                     rows.append(
-                        {**place, "step": step, **{key: metrics[key] for key in (*METRICS, "average_precision")}}
+                        {
+                            **place,
+                            "step": step,
+                            **{key: metrics[key] for key in (*METRICS, "average_precision")},
+                        }
                     )
     return pd.DataFrame(rows)
 
@@ -208,7 +218,9 @@ def _run(split: _Split, resampling: str | None) -> Run:
     return Run(split.of_run, x, y, split.x_test)
 
 
-def aimed_differences(results: pd.DataFrame, rival: str, family: str = "AnyLoss") -> pd.DataFrame:
+def aimed_differences(
+    results: pd.DataFrame, rival: str, family: str = "AnyLoss", metrics: Sequence[str] = METRICS
+) -> pd.DataFrame:
     """How much more of a metric the loss aimed at it has than a rival, on each dataset.
 
     Folds are paired. Those of one draw share what they were trained on, so that their differences hang
@@ -216,8 +228,9 @@ def aimed_differences(results: pd.DataFrame, rival: str, family: str = "AnyLoss"
 
     Args:
         results: Of `measured`, of one net and one step.
-        rival: A method; or a family of losses, such as "SOL", of which the one aimed at the same metric counts.
+        rival: A method; or a family of losses, such as "SOL", of which the one aimed at the metric counts.
         family: Of the aimed losses.
+        metrics: That are aimed at.
 
     Returns:
         A row for each dataset and metric: `dataset, metric, difference, low, high`, the mean and its 95 %
@@ -225,7 +238,8 @@ def aimed_differences(results: pd.DataFrame, rival: str, family: str = "AnyLoss"
         where a difference below `ROPE` counts as none.
     """
     rows = []
-    for (dataset, metric), values in _by_method(results).items():
+    for (dataset, of_one), metric in product(results.groupby("dataset", sort=False), metrics):
+        values = of_one.pivot_table(index=["seed", "fold"], columns="method", values=metric)
         other = rival if rival in values else f"{rival} {metric}"
         difference = (values[f"{family} {metric}"] - values[other]).to_numpy()
         low, high = interval_over_folds(difference)
@@ -233,15 +247,6 @@ def aimed_differences(results: pd.DataFrame, rival: str, family: str = "AnyLoss"
         rows.append((dataset, metric, difference.mean(), low, high, *beliefs))
     names = ["dataset", "metric", "difference", "low", "high", "better", "equivalent", "worse"]
     return pd.DataFrame(rows, columns=names)
-
-
-def _by_method(results: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
-    """Of each dataset and metric, a column for each method, a row for each fold."""
-    return {
-        (dataset, metric): of_one.pivot_table(index=["seed", "fold"], columns="method", values=metric)
-        for dataset, of_one in results.groupby("dataset", sort=False)
-        for metric in METRICS
-    }
 
 
 def interval_over_folds(differences: NDArray[np.float64]) -> tuple[float, float]:
@@ -272,7 +277,7 @@ def paper_means(folder: Path, datasets: Sequence[str]) -> pd.DataFrame:
 
 
 def aimed_wins(values: pd.DataFrame, rivals: Sequence[str], family: str = "AnyLoss") -> pd.DataFrame:
-    """On how many datasets the loss aimed at a metric has more of it than a rival, and what follows from that.
+    """On how many datasets the loss aimed at a metric has more of it than a rival, and what follows.
 
     Args:
         values: Of `means` or `paper_means`.
@@ -280,9 +285,9 @@ def aimed_wins(values: pd.DataFrame, rivals: Sequence[str], family: str = "AnyLo
         family: Of the aimed losses.
 
     Returns:
-        A row for each net, metric and rival, and for "all rivals", the best of them: `datasets` and `won`, how
-        many there are and on how many it has more; `better, equivalent, worse`, of the Bayesian sign test over
-        datasets with the rope `ROPE`.
+        A row for each net, metric and rival, and for "all rivals", the best of them: `datasets` and `won`,
+        how many there are and on how many it has more; `better, equivalent, worse`, of the Bayesian sign test
+        over datasets with the rope `ROPE`.
     """
     rows = []
     for (net, metric), of_one in values.groupby(["net", "metric"], sort=False):

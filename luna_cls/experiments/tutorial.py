@@ -1,8 +1,8 @@
 """A tutorial's experiment: 6,000 points, 99 : 1, and two nets that differ by their loss alone.
 
-The tutorial ("Focal Loss vs Binary Cross-Entropy: A Practical Guide for Imbalanced Classification", 2025) trains
-a net of 16 and 8 hidden units for 30 steps of the whole training set with binary cross-entropy and with focal
-loss, once each, and counts what each finds of the 28 test points of the rarer class.
+The tutorial ("Focal Loss vs Binary Cross-Entropy: A Practical Guide for Imbalanced Classification", 2025)
+trains a net for 30 steps of the whole training set with binary cross-entropy and with focal loss, once each,
+and counts what each finds of the 28 test points of the rarer class.
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ def _drawn() -> Points:
     x, y = make_classification(**how)
     # Unshuffled, rows are the same with and without flips; shuffled, rows and columns have another order.
     kept, unflipped = make_classification(**how, flip_y=0, shuffle=False)
-    columns = [int(np.argmin(np.abs(np.sort(kept, axis=0) - np.sort(x[:, [i]], axis=0)).sum(axis=0))) for i in (0, 1)]
+    columns = [
+        int(np.argmin(np.abs(np.sort(kept, axis=0) - np.sort(x[:, [i]], axis=0)).sum(axis=0))) for i in (0, 1)
+    ]
     was = np.empty_like(y)
     was[np.lexsort(x.T)] = unflipped[np.lexsort(kept[:, columns].T)]
     return Points(x, y, y != was)
@@ -96,7 +98,12 @@ def _torch_dense(units: int, inputs: int, activation: str | None = None) -> kera
 
 def _two_layers(columns: int) -> keras.Model:
     return keras.Sequential(
-        [keras.Input((columns,)), _torch_dense(16, columns, "relu"), _torch_dense(8, 16, "relu"), _torch_dense(1, 8)]
+        [
+            keras.Input((columns,)),
+            _torch_dense(16, columns, "relu"),
+            _torch_dense(8, 16, "relu"),
+            _torch_dense(1, 8),
+        ]
     )
 
 
@@ -128,9 +135,9 @@ def measured(
         threshold: Points above this probability are called ones of the rarer class.
 
     Returns:
-        A row for each loss, seed and step: `loss, seed, step, training_loss`; `found` of the 28 points of the
-        rarer class, `found_truly` of those whose label is no chance, `false_alarms` among the 1,772 others and
-        `balanced_accuracy`; and, without a threshold, `average_precision`.
+        A row for each loss, seed and step: `loss, seed, step, training_loss`; `found` of the 28 points of
+        the rarer class, `found_truly` of those whose label is no chance, `false_alarms` among the 1,772
+        others and `balanced_accuracy`; and, without a threshold, `average_precision`.
     """
     training, test = points()
     rows = []
@@ -189,8 +196,8 @@ def paired_differences(results: pd.DataFrame, against: str = "BCE", resamples: i
 
     Returns:
         A row for each other loss, step and metric: `loss, step, metric, difference, low, high`, mean and 95 %
-        interval, NaN where all seeds differ by the same; `more` and `less`, the seeds with more and with less.
-        The seeds vary the start alone: the interval says nothing of other points.
+        interval, NaN where all seeds differ by the same; `more` and `less`, the seeds with more and less. The
+        seeds vary the start alone: the interval says nothing of other points.
     """
     rows = []
     for step, of_step in results.groupby("step", sort=False):
@@ -202,9 +209,7 @@ def paired_differences(results: pd.DataFrame, against: str = "BCE", resamples: i
                 low, high = interval_95(weights @ difference)
                 more, less = int((difference > 0).sum()), int((difference < 0).sum())
                 rows.append((name, step, metric, difference.mean(), low, high, more, less))
-    return pd.DataFrame(
-        rows, columns=["loss", "step", "metric", "difference", "low", "high", "more", "less"]
-    )
+    return pd.DataFrame(rows, columns=["loss", "step", "metric", "difference", "low", "high", "more", "less"])
 
 
 def summary(results: pd.DataFrame) -> pd.DataFrame:
