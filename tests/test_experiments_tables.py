@@ -13,8 +13,6 @@ from luna_cls.experiments.small_nets import Net, Run, train
 from luna_cls.judging.significance import correlated_t
 from luna_cls.learning import losses
 
-pytestmark = pytest.mark.usefixtures("float32_policy")
-
 VARIANTS = [(name, {}) for name in losses.LOSSES]
 VARIANTS += [("bce", {"class_weights": [0.6, 4.0]}), ("focal", {"apply_class_balancing": True})]
 VARIANTS += [(name, {"score": "fbeta"}) for name in ("anyloss", "sol")]
@@ -53,6 +51,15 @@ def _by_keras(net, loss, run, batches):
     for rows in batches:
         model.train_on_batch(run.x[rows].astype("float32"), run.y[rows, None].astype("float32"))
     return np.asarray(model(run.x_scored.astype("float32")))[:, 0]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def float32():
+    """Layers are built in float32, whatever other tests chose."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32")
+    yield
+    keras.config.set_dtype_policy(before)
 
 
 # ------------------------------------------------------------------------------------------ many nets at once
@@ -146,11 +153,8 @@ def test_batch_statistics_are_not_taken_over_padding():
 @pytest.fixture(scope="module")
 def from_three_starts():
     """Starts 0, 1 and 2 after 30 and 100 steps."""
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("float32")
     names = ("BCE", "focal", "BCE, balanced weights")
     measured = tutorial.measured(names=names, seeds=range(3), at=(30, 100))
-    keras.config.set_dtype_policy(before)
     return measured.set_index(["loss", "step", "seed"]).sort_index()
 
 
@@ -246,12 +250,9 @@ def test_the_summary_says_from_how_many_starts_none_is_found():
 @pytest.fixture(scope="module")
 def breast_cancer(tmp_path_factory):
     """scikit-learn's set, four methods, 3 and 60 steps of the linear unit."""
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("float32")
     names = ("BCE", "BCE, threshold at prevalence", "AnyLoss f1", "AnyLoss balanced_accuracy")
     methods = {name: tables.METHODS[name] for name in names}
     measured = tables.measured(["wdbc"], tmp_path_factory.mktemp("none"), "SLP", methods, 1, (3, 60))
-    keras.config.set_dtype_policy(before)
     return measured
 
 

@@ -18,7 +18,7 @@ from scipy.special import expit, logit
 from sklearn.datasets import make_classification
 from sklearn.model_selection import train_test_split
 
-from luna_cls.experiments.small_nets import Net, Run, train
+from luna_cls.experiments.small_nets import Net, Run, Trained, train
 from luna_cls.judging.binary import binary_metrics
 from luna_cls.judging.resampling import interval_95, scan_weights
 from luna_cls.learning import losses
@@ -179,7 +179,7 @@ def _trained(
     training: Points,
     x_scored: NDArray[np.float64],
     at: Sequence[int],
-) -> Any:
+) -> Trained:
     loss_name, parameters = LOSSES[name]
     counts = np.bincount(training.y).tolist() if "class_weights" in parameters else None
     loss = losses.get(loss_name, counts, **parameters)
