@@ -252,8 +252,7 @@ def breast_cancer(tmp_path_factory):
     """scikit-learn's set, four methods, 3 and 60 steps of the linear unit."""
     names = ("BCE", "BCE, threshold at prevalence", "AnyLoss f1", "AnyLoss balanced_accuracy")
     methods = {name: tables.METHODS[name] for name in names}
-    measured = tables.measured(["wdbc"], tmp_path_factory.mktemp("none"), "SLP", methods, 1, (3, 60))
-    return measured
+    return tables.measured(["wdbc"], tmp_path_factory.mktemp("none"), "SLP", methods, 1, (3, 60))
 
 
 def test_the_table_that_needs_no_file_is_there(tmp_path):
