@@ -215,7 +215,7 @@ def test_one_class_alone_is_refused(small_store, tmp_path, in_validation, messag
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("training.monitor=val_precision", "training.monitor 'val_precision'. Known: val_loss, val_accuracy"),
+        ("training.monitor=val_precision", "training.monitor 'val_precision'. Known: epoch, val_loss, val_accuracy"),
         ("loss.name=hinge", "Unknown loss 'hinge'. Known: bce, mse, focal, cefl, cefl2, anyloss, sol"),
         ("loss.gama=2", "loss bce has no parameter 'gama'. Known: label_smoothing"),
         ("model.name=vgg", "Unknown model 'vgg'. Known: seed_cnn, resnet, contextual"),
@@ -229,7 +229,7 @@ def test_one_class_alone_is_refused(small_store, tmp_path, in_validation, messag
         ("sampling.negatives_per_positive=1e-20", "negatives_per_positive must lie between 0.143"),
         (
             "training.batch_size=31",
-            "batch_size must be at most the number of training cubes, 30. Received: 31",
+            "batch_size must be at most the number of training cubes, 30, unless sampling says .* 31",
         ),
         ("optimizer.warmup_steps=3", "warmup_steps goes with optimizer.schedule = cosine"),
     ],

@@ -30,6 +30,7 @@ from luna_cls.learning.held_out import (
     predictions,
     validation_predictions,
 )
+from luna_cls.startup import load_tensorflow_quietly
 
 PREDICTIONS, SERIES_UIDS, LONG, RESULT, FAILURES = (
     "predictions",
@@ -354,6 +355,7 @@ def _spent(training: Training) -> tuple[int, float]:
 
 def _speeds(log: Path) -> np.ndarray:
     """Cubes a second of each epoch of a log; the last word on an epoch counts."""
+    load_tensorflow_quietly()  # which TensorBoard loads, and not so
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.util.tensor_util import make_ndarray
 

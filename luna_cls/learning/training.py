@@ -213,10 +213,11 @@ def _task(store: CubeStore, settings: Settings, computing: Devices) -> _Task:
     check_margin(store, settings.augmentation)
     loss, exact_loss = _loss(settings, plan), _loss(settings, plan)
     shift = _prior_shift(settings, plan, loss)
-    if plan.batch_size > len(split.train):
+    is_natural = plan.positives_per_batch is None and plan.negatives_per_positive is None
+    if is_natural and plan.batch_size > len(split.train):
         raise InputError(
-            f"training.batch_size must be at most the number of training cubes, {len(split.train)}. "
-            f"Received: {plan.batch_size}."
+            f"training.batch_size must be at most the number of training cubes, {len(split.train)}, unless "
+            f"sampling says how many of a batch are nodules. Received: {plan.batch_size}."
         )
     labels = store.labels[split.validation]
     if len(set(labels.tolist())) < 2:
