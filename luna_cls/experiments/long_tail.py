@@ -1,7 +1,7 @@
 """Ten classes, each rarer than the next: cross-entropy, focal loss, CEFL and CEFL2 on long-tailed images.
 
-After Wang 2020, who trained ResNet-18 on CIFAR-10: class i of 0 to 9 keeps N_max rho^(i/9 - 1) training images,
-so that class 9 has them all and class 0 one in rho; the test set has as many of each.
+After Wang 2020, who trained ResNet-18 on CIFAR-10: class i of 0 to 9 keeps N_max rho^(i/9 - 1) training
+images, so that class 9 has them all and class 0 one in rho; the test set has as many of each.
 """
 
 from __future__ import annotations
@@ -76,9 +76,10 @@ class Budget:
 class OfSoftmax(keras.losses.Loss):
     """A loss of this package for classes that exclude each other.
 
-    The losses of each sample are functions of the margin z, of which p = sigmoid(z) is the probability of the
-    true class. For a softmax that is z = (the true logit) - log(sum of exp(the others)): a loss of one logit is
-    given this z and the label 1. CEFL and CEFL2 do so by themselves (`categorical`) and are not wrapped.
+    The losses of each sample are functions of the margin z, of which p = sigmoid(z) is the probability of
+    the true class. For a softmax that is z = (the true logit) - log(sum of exp(the others)): a loss of one
+    logit is given this z and the label 1. CEFL and CEFL2 do so by themselves (`categorical`) and are not
+    wrapped.
 
     Args:
         loss: One of `luna_cls.learning.losses`, of each sample.
@@ -166,10 +167,7 @@ def digits(seed: int = 0) -> Images:
     images = (pixels / 16).astype(np.float32).reshape(-1, 8, 8, 1)
     rng = np.random.default_rng(seed)
     drawn = np.stack(
-        [
-            rng.permutation(np.flatnonzero(labels == label))[:DIGITS_OF_A_CLASS]
-            for label in range(NUM_CLASSES)
-        ]
+        [rng.permutation(np.flatnonzero(labels == label))[:DIGITS_OF_A_CLASS] for label in range(NUM_CLASSES)]
     )
     test, train = drawn[:, :TEST_DIGITS_OF_A_CLASS].ravel(), drawn[:, TEST_DIGITS_OF_A_CLASS:].ravel()
     return Images(images[train], labels[train].astype(int), images[test], labels[test].astype(int))
@@ -257,7 +255,7 @@ def long_tailed(labels: Integers, counts: Integers, seed: int) -> Integers:
 
 
 def resnet18(shape: tuple[int, int, int], width: int = 64) -> keras.Model:
-    """ResNet-18 for small images: a first convolution of 3 x 3 that keeps their size, and no pooling after it.
+    """ResNet-18 for small images: the first convolution is 3 x 3 and keeps their size, no pooling follows.
 
     Args:
         shape: `(y, x, channels)`; 8 x 8 pixels at least keep one after three halvings.
@@ -313,8 +311,8 @@ def train_long_tailed(
 ) -> pd.DataFrame:
     """Trains ResNet-18 on every long tail with every loss, from every seed, and tests it class by class.
 
-    A seed draws which label is class 0, 1, ... of the tail (so that rare is not another word for the digit 0),
-    which images are kept, the first weights, and the order of batches: all of them the same for every loss.
+    A seed draws which label is class 0, 1, ... of the tail (so that rare is not another word for the digit
+    0), which images are kept, the first weights, and the order of batches: all the same for every loss.
 
     Args:
         images_of: The images of a seed: `digits`, or a function that gives those of `cifar10`.
@@ -327,9 +325,9 @@ def train_long_tailed(
         on_progress: Told how many trainings are done, and how many there are.
 
     Returns:
-        Table of a row for each class of each training: `rho, seed, loss, rank` (0 the rarest), `label` (what it
-        shows), `count` (training images), `recall, precision, f1` on the test set; precision and F1 are 0 where
-        nothing is called so.
+        Table of a row for each class of each training: `rho, seed, loss, rank` (0 the rarest), `label` (what
+        it shows), `count` (training images), `recall, precision, f1` on the test set; precision and F1 are 0
+        where nothing is called so.
     """
     rows, done, total = [], 0, len(rhos) * len(seeds) * len(names)
     models: dict[str, keras.Model] = {}
@@ -366,7 +364,7 @@ def _first_weights(images: Images, budget: Budget, seed: int) -> list[NDArray[An
 
 
 def _compiled(images: Images, budget: Budget, loss: keras.losses.Loss) -> keras.Model:
-    """A model of one loss for all seeds: Keras compiles its step once, which takes longer than many trainings."""
+    """A model of one loss for all seeds: to compile its step takes longer than many a training."""
     model = resnet18(images.train.shape[1:], budget.width)
     rate = keras.optimizers.schedules.CosineDecay(budget.learning_rate, budget.steps)
     optimizer = keras.optimizers.Adam(rate)
@@ -405,8 +403,8 @@ def class_scores(labels: ArrayLike, called: ArrayLike) -> pd.DataFrame:
         called: Integers `(n,)`, what each was said to be.
 
     Returns:
-        Table `recall, precision, f1` by class. Precision and F1 are 0 of a class that nothing is called; recall
-        is NaN of one that is not there.
+        Table `recall, precision, f1` by class. Precision and F1 are 0 of a class that nothing is called;
+        recall is NaN of one that is not there.
     """
     truth, said = np.asarray(labels, int), np.asarray(called, int)
     confusion = np.zeros((NUM_CLASSES, NUM_CLASSES))
@@ -472,7 +470,9 @@ def differences_from(groups: pd.DataFrame, against: str = "ce") -> pd.DataFrame:
         InputError: If that loss is not there.
     """
     if against not in set(groups["loss"]):
-        raise InputError(f"No training was made with {against!r}. Received: {', '.join(set(groups['loss']))}.")
+        raise InputError(
+            f"No training was made with {against!r}. Received: {', '.join(set(groups['loss']))}."
+        )
     keys = ["rho", "seed", "group", "metric"]
     long = groups.melt(["rho", "seed", "loss", "group"], list(METRICS), "metric", "value")
     is_base = long["loss"] == against
