@@ -210,7 +210,7 @@ def _cifar_batch(path: Path) -> tuple[Floats, Integers]:
     if labels.max() >= NUM_CLASSES:
         raise InputError(f"{path} is not CIFAR-10: classes go from 0 to 9. Received: {labels.max()}.")
     channels_first = records[:, 1:].reshape(-1, _CIFAR_CHANNELS, _CIFAR_EDGE, _CIFAR_EDGE)
-    return np.moveaxis(channels_first, 1, -1).astype(np.float32) / 255, labels
+    return np.moveaxis(channels_first, 1, -1).astype(np.float32) / np.float32(255), labels
 
 
 def long_tail_counts(most: int, rho: float) -> Integers:
