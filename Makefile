@@ -30,7 +30,7 @@ PYTEST := python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadsco
 
 test: $(VENV)/installed-dev
 	$(BIN)/$(PYTEST) tests
-	LUNA_CLS_NOTEBOOKS=small $(BIN)/python -m pytest --nbmake notebooks
+	LUNA_CLS_NOTEBOOKS=small $(BIN)/python -m pytest -n auto --maxprocesses 2 --nbmake notebooks
 	$(MAKE) test-jax
 
 # Runs every notebook at full size, and keeps what it shows: some hours on two cores.

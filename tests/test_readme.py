@@ -1,4 +1,5 @@
 import inspect
+import json
 import re
 import runpy
 import shlex
@@ -8,6 +9,7 @@ import pytest
 
 from luna_cls.cli import app
 from luna_cls.learning.losses import LOSSES
+from luna_cls.learning.tuning import GRIDS
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
@@ -80,3 +82,12 @@ def _as_written(value):
     if isinstance(value, bool) or value is None:
         return str(value).lower()
     return f"{value:g}"
+
+
+def test_the_readme_lists_what_tuning_tries():
+    """Each loss of `GRIDS` has a row with its parameters and their values."""
+    for loss, grid in GRIDS.items():
+        (row,) = re.findall(rf"^  \| `{loss}` \| (.*) \|$", README, re.MULTILINE)
+        for parameter, values in grid.items():
+            listed = row.split(f"`{parameter}` ")[1].split(" with ")[0]
+            assert json.loads(f"[{listed}]") == values

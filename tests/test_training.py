@@ -215,7 +215,10 @@ def test_one_class_alone_is_refused(small_store, tmp_path, in_validation, messag
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("training.monitor=val_precision", "training.monitor 'val_precision'. Known: epoch, val_loss, val_accuracy"),
+        (
+            "training.monitor=val_precision",
+            "training.monitor 'val_precision'. Known: epoch, val_loss, val_accuracy",
+        ),
         ("loss.name=hinge", "Unknown loss 'hinge'. Known: bce, mse, focal, cefl, cefl2, anyloss, sol"),
         ("loss.gama=2", "loss bce has no parameter 'gama'. Known: label_smoothing"),
         ("model.name=vgg", "Unknown model 'vgg'. Known: seed_cnn, resnet, contextual"),

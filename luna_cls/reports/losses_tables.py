@@ -85,6 +85,11 @@ def ranking(found: Mapping[str, Any], order: Sequence[str]) -> Section:
         f"{f'{draws:,} ' if draws else ''}draws of {over} in which a loss comes first: one that wins in half "
         "of them is no sure winner."
     )
+    if several:
+        text += (
+            " Draws of few seeds know no other seeds than these, so that ranks look surer than they are: the "
+            "differences below are what decides."
+        )
     return Section("ranking", "Which loss is ahead", (text,), [table])
 
 
