@@ -48,6 +48,13 @@ Loss = Annotated[str | None, typer.Option(help="Short for --set loss.name=NAME."
 Changes = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a setting; may be repeated.")
 ]
+Annotations = Annotated[
+    Path | None, typer.Option(help="CSV of the nodules, with diameter_mm, for FROC and CPM.")
+]
+Excluded = Annotated[Path | None, typer.Option(help="CSV of findings to ignore.")]
+Dask = Annotated[
+    str | None, typer.Option(help="A Dask scheduler, as tcp://HOST:8786, whose workers do the work.")
+]
 CubeType = Annotated[Literal["int16", "uint8"], typer.Option(help="int16: HU. uint8: half the room.")]
 
 
@@ -211,9 +218,7 @@ def prepare(
     margin: Margin = 0,
     dtype: CubeType = "int16",
     workers: Workers = None,
-    dask: Annotated[
-        str | None, typer.Option(help="A Dask scheduler, as tcp://HOST:8786, whose workers do the work.")
-    ] = None,
+    dask: Dask = None,
     force: Force = False,
 ) -> int:
     """Cut a 31 mm cube around every candidate. Interrupted, the same command goes on."""
@@ -325,10 +330,8 @@ def crossval(
     recipe: Recipe = None,
     loss: Loss = None,
     setting: Changes = None,
-    annotations: Annotated[
-        Path | None, typer.Option(help="CSV of the nodules, with diameter_mm, for FROC and CPM.")
-    ] = None,
-    excluded: Annotated[Path | None, typer.Option(help="CSV of findings to ignore.")] = None,
+    annotations: Annotations = None,
+    excluded: Excluded = None,
     workers: Annotated[
         int | None,
         typer.Option(
@@ -336,9 +339,7 @@ def crossval(
             show_default="one after the other",
         ),
     ] = None,
-    dask: Annotated[
-        str | None, typer.Option(help="A Dask scheduler, as tcp://HOST:8786, whose workers do the work.")
-    ] = None,
+    dask: Dask = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with OUT, if it was begun.")] = False,
     force: Force = False,
 ) -> int:
@@ -457,10 +458,8 @@ def compare(
             show_default="four values for each loss",
         ),
     ] = None,
-    annotations: Annotated[
-        Path | None, typer.Option(help="CSV of the nodules, with diameter_mm, for FROC and CPM.")
-    ] = None,
-    excluded: Annotated[Path | None, typer.Option(help="CSV of findings to ignore.")] = None,
+    annotations: Annotations = None,
+    excluded: Excluded = None,
     workers: Annotated[
         int | None,
         typer.Option(
@@ -468,9 +467,7 @@ def compare(
             show_default="one after the other",
         ),
     ] = None,
-    dask: Annotated[
-        str | None, typer.Option(help="A Dask scheduler, as tcp://HOST:8786, whose workers do the work.")
-    ] = None,
+    dask: Dask = None,
     resume: Annotated[
         bool,
         typer.Option("--resume", help="Go on with OUT, if it was begun; also with other losses or seeds."),
@@ -480,8 +477,8 @@ def compare(
     """Which loss? Train with each alike, and say which is better on unseen scans, and how sure that is.
 
     Models of one seed differ in the loss alone: they begin with the same weights
-    and see the same cubes in the same order, for as long. Killed or stopped at any
-    moment, --resume goes on.
+    and see the same cubes in the same order. Killed or stopped at any moment,
+    --resume goes on.
     """
     from luna_cls.cubes.store import CubeStore
     from luna_cls.learning.contest import Contest
@@ -601,7 +598,7 @@ def evaluate(
             help="CSV of the nodules, with diameter_mm.", show_default="no FROC; metrics of the column class"
         ),
     ] = None,
-    excluded: Annotated[Path | None, typer.Option(help="CSV of findings to ignore.")] = None,
+    excluded: Excluded = None,
     seriesuids: Annotated[
         Path | None, typer.Option(help="List of all scans read.", show_default="those with predictions")
     ] = None,
