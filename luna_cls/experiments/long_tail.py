@@ -331,10 +331,11 @@ def train_long_tailed(
     """
     rows, done, total = [], 0, len(rhos) * len(seeds) * len(names)
     models: dict[str, keras.Model] = {}
-    for seed in seeds:
-        images = images_of(seed)
+    images_by_seed = {seed: images_of(seed) for seed in seeds}
+    # All before the first training: to set a seed makes TensorFlow forget what it has compiled.
+    starts = {seed: _first_weights(images, budget, seed) for seed, images in images_by_seed.items()}
+    for seed, images in images_by_seed.items():
         label_of_rank = np.random.default_rng([seed, 0]).permutation(NUM_CLASSES)
-        start = _first_weights(images, budget, seed)
         for rho in rhos:
             counts = long_tail_counts(most, rho)
             of_label = counts[np.argsort(label_of_rank)]
@@ -343,7 +344,7 @@ def train_long_tailed(
             for name in names:
                 if name not in models:
                     models[name] = _compiled(images, budget, softmax_loss(name, gamma))
-                _fit(models[name], start, images, batches)
+                _fit(models[name], starts[seed], images, batches)
                 called = _called(models[name], images.test)
                 scores = class_scores(images.test_labels, called).loc[label_of_rank]
                 rows.append(
