@@ -28,7 +28,7 @@ from sklearn.preprocessing import StandardScaler
 from luna_cls.errors import InputError
 from luna_cls.experiments.small_nets import Net, Run, train
 from luna_cls.judging.binary import binary_metrics
-from luna_cls.judging.significance import bayesian_sign_test, correlated_t
+from luna_cls.judging.significance import bayesian_sign_test, correlated_t, error_over_folds
 from luna_cls.learning import losses
 
 FOLDS = 10
@@ -251,11 +251,10 @@ def aimed_differences(
 
 def interval_over_folds(differences: NDArray[np.float64]) -> tuple[float, float]:
     """The 95 % interval of a mean difference `(folds,)` of repeated cross-validation; NaN if none varies."""
-    number, correlation = len(differences), 1 / FOLDS
-    scale = np.sqrt((1 / number + correlation / (1 - correlation)) * differences.var(ddof=1))
+    scale = error_over_folds(differences, 1 / FOLDS)
     if scale == 0:
         return np.nan, np.nan
-    low, high = t(number - 1, differences.mean(), scale).interval(0.95)
+    low, high = t(len(differences) - 1, differences.mean(), scale).interval(0.95)
     return float(low), float(high)
 
 

@@ -203,13 +203,17 @@ def correlated_t(differences: ArrayLike, rope: float, correlation: float) -> Bel
     given = _differences(differences, rope, at_least=2)
     if not 0 <= correlation < 1:
         raise InputError(f"The correlation of folds lies from 0 to less than 1. Received: {correlation:g}.")
-    number, mean = len(given), float(given.mean())
-    scale = float(np.sqrt((1 / number + correlation / (1 - correlation)) * given.var(ddof=1)))
+    mean, scale = float(given.mean()), error_over_folds(given, correlation)
     if scale == 0:
         return Beliefs(float(mean > rope), float(abs(mean) <= rope), float(mean < -rope))
-    posterior = t(number - 1, mean, scale)
+    posterior = t(len(given) - 1, mean, scale)
     a_better, b_better = float(posterior.sf(rope)), float(posterior.cdf(-rope))
     return Beliefs(a_better, 1 - a_better - b_better, b_better)
+
+
+def error_over_folds(differences: Floats, correlation: float) -> float:
+    """Standard error of the mean of correlated differences `(folds,)`, as `correlated_t` has it."""
+    return float(np.sqrt((1 / len(differences) + correlation / (1 - correlation)) * differences.var(ddof=1)))
 
 
 def bayesian_sign_test(differences: ArrayLike, rope: float, seed: int = 0, draws: int = 50_000) -> Beliefs:

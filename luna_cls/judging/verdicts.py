@@ -91,7 +91,7 @@ def of_all(
         beats, cannot = "It is better than", "It cannot be told from"
     else:
         rank = "" if len(best) == len(scores) else ", the highest"
-        sentences = [f"{_listed(best)} have the same {word}, {score}{rank}."]
+        sentences = [f"{listed(best)} have the same {word}, {score}{rank}."]
         beats, cannot = "Each of them is better than", "Not each of them can be told from"
     beaten = [
         # How sure the difference is depends on the pair, so that of several best only its size is told.
@@ -101,9 +101,9 @@ def of_all(
     ]
     alike = [other for other in against if not is_beaten[other]]
     if beaten:
-        sentences.append(f"{beats} {_listed(beaten)}.")
+        sentences.append(f"{beats} {listed(beaten)}.")
     if alike:
-        sentences.append(f"{cannot} {_listed(alike)} with {_these(any_pair)}.")
+        sentences.append(f"{cannot} {listed(alike)} with {_these(any_pair)}.")
     if any_pair.num_scans < FEWEST_SCANS:
         sentences.append(f"A verdict takes {FEWEST_SCANS} scans or more.")
     return " ".join(sentences)
@@ -144,6 +144,6 @@ def _p(p: float) -> str:
     return "p < 0.0001" if p < 0.0001 else f"p = {p:.2g}"
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
     """`A`; `A and B`; `A, B and C`."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -152,6 +152,16 @@ class Training:
             raise InputError(f"{path} is damaged: it tells no best epoch. {self.advice}")
         return found
 
+    def divergence(self) -> str | None:
+        """What became of a training that diverged, in words; None of one that did not."""
+        about = self.about()
+        if about["diverged_in"] is None:
+            return None
+        return (
+            f"its training diverged in epoch {about['diverged_in']}; the model of epoch "
+            f"{about['best_epoch']} was scored."
+        )
+
     @property
     def advice(self) -> str:
         """What to do with one that is damaged."""

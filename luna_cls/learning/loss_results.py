@@ -203,13 +203,8 @@ def _failures(
         row = place.entrant.label, place.seed, _folds(place.turn)
         if training in reasons:
             rows.append((*row, FAILED, reasons[training]))
-        elif training.about()["diverged_in"] is not None:
-            about = training.about()
-            words = (
-                f"Its training diverged in epoch {about['diverged_in']}; the model of epoch "
-                f"{about['best_epoch']} was scored."
-            )
-            rows.append((*row, DIVERGED, words))
+        elif divergence := training.divergence():
+            rows.append((*row, DIVERGED, divergence))
     return rows
 
 

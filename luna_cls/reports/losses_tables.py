@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from luna_cls.judging.verdicts import listed
 from luna_cls.reports.blocks import Block, Section, Table, interval, number, percent, plural
 from luna_cls.reports.comparison_page import capital, name_of
 from luna_cls.reports.terminal import NEVER
@@ -317,7 +318,7 @@ def _tuning(found: Mapping[str, Any], order: Sequence[str]) -> tuple[list[str], 
     text = f"Tuning chose parameters by the {by} on validation candidates, never on test. {how}."
     idle = [name for name in order if name not in trials]
     if idle:
-        text += f" Nothing was tuned of {_listed([quoted(name) for name in idle])}."
+        text += f" Nothing was tuned of {listed([quoted(name) for name in idle])}."
     columns = ("Tried", "Epochs", f"{capital(by)}, validation", "Chosen")
     return [text], Table("What tuning tried", columns, rows)
 
@@ -393,8 +394,3 @@ def _duration(seconds: float | None) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def _listed(names: Sequence[str]) -> str:
-    """`A`; `A and B`; `A, B and C`."""
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
