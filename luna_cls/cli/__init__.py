@@ -4,7 +4,8 @@ Results go to standard output, progress and messages to standard error. Whatever
 imported inside its command, so that `--help` answers at once.
 """
 
-from luna_cls.cli import demonstration, cubes, training, scores, findings  # noqa: F401, I001  in the order of --help
+# In the order of --help.
+from luna_cls.cli import demonstration, cubes, training, scores, findings  # noqa: F401, I001
 from luna_cls.cli.app import app
 
 __all__ = ["app"]

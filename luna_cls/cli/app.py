@@ -28,16 +28,25 @@ Answer = tuple[int, Mapping[str, Any] | None]
 class _Group(TyperGroup):
     """Commands whose wrong use is told in one line, as everything else that is wrong."""
 
-    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
         """Runs a command, and ends the process unless told otherwise."""
+        run = functools.partial(
+            super().main, args, prog_name, complete_var, False, windows_expand_args, **extra
+        )
         if not standalone_mode:
-            return super().main(*args, standalone_mode=False, **extra)
+            return run()
         try:
-            status = super().main(*args, standalone_mode=False, **extra)
+            status = run()
         except Exception as error:
-            if not hasattr(
-                error, "format_message"
-            ):  # Click's way of saying so, or that of Typer's copy of it
+            if not hasattr(error, "format_message"):  # Click's, or those of the copy of it in Typer
                 raise
             console.say_wrong(_usage(error))
             sys.exit(WRONG_USAGE)

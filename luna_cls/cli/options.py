@@ -9,7 +9,7 @@ import typer
 
 from luna_cls.cli import completion
 
-_SPOKEN = "How it speaks"
+_SPOKEN = "Output"
 
 Quiet = Annotated[
     bool,

@@ -21,7 +21,7 @@ _GROUP = "Scores and pages"
     _GROUP,
     [
         "luna-cls evaluate run --out scores",
-        "luna-cls evaluate marks.csv --annotations annotations.csv --excluded \\\\\n    annotations_excluded.csv --seriesuids seriesuids.csv --out scores",
+        "luna-cls evaluate marks.csv --annotations LUNA16/annotations.csv --out scores",
         "luna-cls evaluate a.csv b.csv --annotations annotations.csv --out a_or_b",
     ],
 )

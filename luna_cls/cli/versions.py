@@ -1,4 +1,4 @@
-"""What a bug report needs: versions, told without loading what they are of, and devices, once it is loaded."""
+"""What a bug report needs: versions, without loading what they are of; devices, once that is loaded."""
 
 from __future__ import annotations
 
