@@ -48,7 +48,7 @@ class _Group(TyperGroup):
         except Exception as error:
             if not hasattr(error, "format_message"):  # Click's, or those of the copy of it in Typer
                 raise
-            console.say_wrong(_usage(error))
+            console.complain(f"luna-cls: {_usage(error)}")
             sys.exit(WRONG_USAGE)
         sys.exit(status if isinstance(status, int) else DONE)
 
@@ -57,10 +57,13 @@ def _usage(error: Any) -> str:
     """What is wrong with a command line, with the nearest right word, if there is one, and whom to ask."""
     near = sorted(getattr(error, "possibilities", None) or ())
     message = error.message if near else error.format_message()
-    if not message.endswith((".", "?", "!")):
-        message += "."
+    message = " ".join(message.replace("Value error, ", "").split()).rstrip(".")
     if near:
-        message += f" Did you mean {' or '.join(near)}?"
+        message += f". Did you mean {' or '.join(near)}"
+    message += "" if message.endswith("?") else "?" if near else "."
+    if hasattr(error.__cause__, "errors"):  # pydantic's, which Typer checks values with
+        received = repr(error.__cause__.errors()[0]["input"])
+        message += "" if received in message else f" Received: {received}."
     context = getattr(error, "ctx", None)
     return f"{message} See {context.command_path if context else 'luna-cls'} --help."
 
@@ -133,7 +136,8 @@ def command(group: str, examples: Sequence[str]) -> Callable[[Callable[..., Answ
         def run(*args: Any, quiet: bool, verbose: bool, as_json: bool, **kwargs: Any) -> None:
             console.adjust(quiet=quiet, verbose=verbose, as_json=as_json)
             if console.is_contradictory():
-                raise typer.BadParameter("--quiet says less, --verbose more: give one of them.")
+                console.complain("luna-cls: --quiet says less, --verbose more: give one of them.")
+                raise typer.Exit(WRONG_USAGE)
             with console.results_alone_on_stdout():
                 status, result = _run(function, args, kwargs)
                 if result is not None or status in (DONE, SOME_FAILED):
