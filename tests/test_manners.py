@@ -24,7 +24,16 @@ GROUP = typer.main.get_command(app)
 PATH = ["demo", "phantom", "audit", "prepare", "train", "crossval", "compare", "evaluate", "calibrate"]
 COMMANDS = [*PATH, "report", "predict", "export"]
 COLOUR = re.compile(r"\x1b\[[0-9;]*(?<![0-9])(?:3[0-8]|9[0-7])[0-9;]*m")
-TINY = ("--set", "model.filters=[2]", "--set", "training.epochs=1", "--set", "training.steps_per_epoch=1")
+TINY = (
+    "--set",
+    "training.batch_size=30",
+    "--set",
+    "model.filters=[2]",
+    "--set",
+    "training.epochs=1",
+    "--set",
+    "training.steps_per_epoch=1",
+)
 
 
 def _invoke(*arguments, **options):
@@ -214,7 +223,8 @@ def test_a_real_bash_completes(tmp_path):
     path = f"{tmp_path}:{os.environ['PATH']}"
 
     done = subprocess.run(
-        ["bash", "--norc", "-c", script], env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False,
+        ["bash", "--norc", "-c", script], env={**os.environ, "PATH": path}, capture_output=True, check=False,
+        text=True,
     )  # fmt: skip
 
     assert (done.stdout, done.stderr.strip()) == ("workstation\n", "")
