@@ -52,6 +52,7 @@ class _Talk:
         json: One JSON object in place of tables and paths.
         paths: What was made, by what it is.
         warnings: What was warned of.
+        details: What was told because of `verbose`.
         start: When it began, of `time.monotonic`.
     """
 
@@ -60,6 +61,7 @@ class _Talk:
     json: bool = False
     paths: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    details: set[str] = field(default_factory=set)
     start: float = field(default_factory=time.monotonic)
 
 
@@ -114,8 +116,9 @@ def say(line: str) -> None:
 
 
 def detail(line: str) -> None:
-    """Prints a line on standard error, with --verbose."""
-    if _talk.verbose:
+    """Prints a line on standard error, with --verbose, and once."""
+    if _talk.verbose and line not in _talk.details:
+        _talk.details.add(line)
         _print(line, style="dim")
 
 
@@ -143,7 +146,16 @@ def keep_path(what: str, path: Path) -> None:
 
 
 def finish(command: str, status: int, result: Mapping[str, Any] | None) -> None:
-    """Prints the one object of --json, if that is wanted."""
+    """Prints the one object of --json, if that is wanted.
+
+    Its keys: `command`; `version`, of luna_cls; `status`, the exit status; `paths` of what was made, by what
+    it is; `warnings`, sentences; and `result`, which is each command's own.
+
+    Args:
+        command: Which.
+        status: Its exit status.
+        result: What it found; None if it was asked to stop, or there is nothing but paths.
+    """
     if not _talk.json:
         return
     from luna_cls.files import json_text
