@@ -11,7 +11,7 @@ import pytest
 from matplotlib.image import imread
 from parsed_page import Parsed
 
-from luna_cls.cli import _add_report
+from luna_cls.cli.endings import add_report
 from luna_cls.cubes.cutting import cut_cubes
 from luna_cls.errors import InputError
 from luna_cls.files import COORDINATES
@@ -339,7 +339,7 @@ def test_the_command_prints_the_page(own, run_cli, small_store):
 
 def test_a_page_that_cannot_be_written_costs_no_training(tmp_path, capsys):
     """What train and predict end with warns in one line, names the command to try again, and goes on."""
-    _add_report(tmp_path)
+    add_report(tmp_path)
 
     said = capsys.readouterr().err
     assert said.startswith("Warning: no report was written")
