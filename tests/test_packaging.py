@@ -93,11 +93,27 @@ def test_the_source_distribution_can_be_built_tested_and_documented(built):
     with tarfile.open(built[0]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
 
-    for needed in (
-        "setup.cfg pyproject.toml MANIFEST.in Makefile constraints.txt README.md CHANGELOG.md LICENSE CITATION.cff "
-        "tests/conftest.py tests/test_packaging.py tests/archives.py benchmarks/train.py data/README.md "
-        "docker/Dockerfile docs/releasing.md notebooks/read_a_run.ipynb .ci/run .github/CONTRIBUTING.md"
-    ).split():
+    for needed in [
+        "setup.cfg",
+        "pyproject.toml",
+        "MANIFEST.in",
+        "Makefile",
+        "constraints.txt",
+        "README.md",
+        "CHANGELOG.md",
+        "LICENSE",
+        "CITATION.cff",
+        "tests/conftest.py",
+        "tests/test_packaging.py",
+        "tests/archives.py",
+        "benchmarks/train.py",
+        "data/README.md",
+        "docker/Dockerfile",
+        "docs/releasing.md",
+        "notebooks/read_a_run.ipynb",
+        ".ci/run",
+        ".github/CONTRIBUTING.md",
+    ]:
         assert needed in names
     assert not names & set(DECOYS)
     assert not [
@@ -209,7 +225,7 @@ def test_an_extra_asks_what_dev_asks():
 
 
 def test_every_extra_that_a_message_names_exists():
-    """pip install 'luna_cls[...]' works for each that luna_cls tells a user to install."""
+    """Pip install 'luna_cls[...]' works for each that luna_cls tells a user to install."""
     named = {
         extra
         for path in (ROOT / "luna_cls").rglob("*.py")
