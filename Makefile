@@ -1,8 +1,10 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Each makes .venv and installs what it needs;
 # `make test` makes .venv-jax too, and `make test-torch` .venv-torch, where there is no TensorFlow.
-# `make peers` and `make openvino` make .venv-peers and .venv-openvino, for benchmarks against other tools.
+# `make peers` and `make openvino` make .venv-peers and .venv-openvino, for benchmarks against other tools;
+# `make release-check` makes .venv-release, for what goes out. All install the versions of constraints.txt.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PIP_INSTALL := python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := luna_cls tests benchmarks
@@ -19,7 +21,8 @@ openvino_NEEDS := 'openvino == 2026.4.1'
 MODEL := runs/model
 CLI := $(BIN)/luna-cls
 
-.PHONY: demo test notebooks coverage test-jax test-torch peers openvino model lint clean
+.PHONY: demo test notebooks coverage test-jax test-torch peers openvino model lint clean \
+    constraints dist dist-check audit vulnerabilities sbom release-check
 
 demo: $(VENV)/installed
 	$(BIN)/luna-cls demo --out runs/demo --force
@@ -61,23 +64,80 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/vulture
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.citation-file-format CITATION.cff
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-issue-forms \
+	    $(filter-out %/config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml))
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+
+# What a release needs; docs/releasing.md has its steps.
+RELEASE := .venv-release/bin
+CLEAN := build/clean
+
+# The newest versions that fit together, of everything that any extra installs, for every Python that is supported.
+EXTRAS := gpu jax dicom cluster onnx openvino experiments docs dev release
+constraints: .venv-release/installed
+	mkdir -p build
+	(echo "# Made by make constraints: versions that were tested together, for pip install --constraint."; \
+	 $(RELEASE)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate \
+	    $(EXTRAS:%=--extra %) setup.cfg) > build/constraints.txt
+	cp build/constraints.txt constraints.txt
+
+dist: .venv-release/installed
+	rm -rf dist
+	$(RELEASE)/python -m build --outdir dist .
+	$(RELEASE)/twine check --strict dist/*
+
+# The wheel in a virtual environment of its own, as from an index: where a wheel lay on disk is not noted there.
+$(CLEAN)/bin/luna-cls: dist
+	rm -rf $(CLEAN)
+	$(PYTHON) -m venv --without-pip $(CLEAN)
+	$(RELEASE)/$(PIP_INSTALL) --python $(CLEAN)/bin/python dist/*.whl
+	$(RELEASE)/$(PIP_INSTALL) --python $(CLEAN)/bin/python --no-deps --force-reinstall --no-index --find-links dist luna_cls
+
+# The wheel as a stranger gets it: the demo, from an empty folder.
+dist-check: $(CLEAN)/bin/luna-cls
+	mkdir $(CLEAN)/empty
+	cd $(CLEAN)/empty && env -u PYTHONPATH ../bin/luna-cls demo
+
+# What the application consists of, in CycloneDX; the same bytes for the same versions.
+sbom: $(CLEAN)/bin/luna-cls
+	$(RELEASE)/cyclonedx-py environment --output-reproducible --output-file build/luna_cls.cdx.json $(CLEAN)/bin/python
+
+# Licences of what users and developers install, against the list in pyproject.toml.
+audit: .venv-release/installed $(VENV)/installed-dev
+	$(RELEASE)/pip-licenses --python $(BIN)/python
+
+# Known vulnerabilities of the versions in constraints.txt, asked of PyPI.
+vulnerabilities: .venv-release/installed
+	$(RELEASE)/pip-audit --requirement constraints.txt --no-deps --disable-pip
+
+release-check: lint audit dist-check sbom
 
 clean:
-	rm -rf $(VENV) .venv-jax .venv-torch .venv-peers .venv-openvino build dist *.egg-info .coverage .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-jax .venv-torch .venv-peers .venv-openvino .venv-release build dist *.egg-info .coverage .pytest_cache .mypy_cache .ruff_cache
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/installed: setup.cfg pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+$(VENV)/installed: setup.cfg pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/$(PIP_INSTALL) --editable .
 	touch $@
 
-$(VENV)/installed-dev: setup.cfg pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+$(VENV)/installed-dev: setup.cfg pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/$(PIP_INSTALL) --editable '.[dev]'
 	touch $@
 
-.venv-jax/installed .venv-torch/installed .venv-peers/installed .venv-openvino/installed: .venv-%/installed: setup.cfg Makefile
+.venv-jax/installed .venv-torch/installed .venv-peers/installed .venv-openvino/installed: .venv-%/installed: setup.cfg constraints.txt Makefile
 	$(PYTHON) -m venv .venv-$*
-	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check $(BACKEND_NEEDS) $($*_NEEDS)
-	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	.venv-$*/bin/$(PIP_INSTALL) $(BACKEND_NEEDS) $($*_NEEDS)
+	.venv-$*/bin/$(PIP_INSTALL) --no-deps --editable .
+	touch $@
+
+# Tools alone, beside nothing that they look at: those of the extra `release`, without luna_cls.
+.venv-release/installed: setup.cfg constraints.txt
+	$(PYTHON) -m venv .venv-release
+	$(PYTHON) -c "import configparser as c; p = c.ConfigParser(); p.read('setup.cfg'); \
+	    print(p['options.extras_require']['release'])" > .venv-release/requirements.txt
+	.venv-release/bin/$(PIP_INSTALL) --requirement .venv-release/requirements.txt
 	touch $@

@@ -38,10 +38,6 @@ def _numpy(dataset):
     return [tuple(part.numpy() for part in batch) for batch in dataset]
 
 
-def _sorted_voxels(cubes):
-    return np.sort(cubes.reshape(len(cubes), -1))
-
-
 def _assert_same(batches, others):
     assert len(batches) == len(others)
     for batch, other in zip(batches, others, strict=True):

@@ -46,6 +46,10 @@ def _chest(direction=IDENTITY, spacing_xyz_mm=(0.9, 0.8, 1.5)):
     return volume, world
 
 
+def _volume_ml(lungs):
+    return float(lungs.inside.sum() * np.prod(lungs.grid.spacing_xyz_mm) / 1000)
+
+
 def _away_mm(points, center_xyz_mm):
     """How far each of the points of a table lies from one point."""
     return np.linalg.norm(points[COORDINATES].to_numpy(float) - np.asarray(center_xyz_mm, float), axis=1)
@@ -69,7 +73,7 @@ def test_both_lungs_are_found_with_what_lies_in_them(chest):
     lungs = find_lungs(volume)
 
     centers = np.array([center for center, _ in nodules.values()])
-    assert lungs.volume_ml == pytest.approx(2 * 4 / 3 * np.pi * LUNG_RADII_XYZ_MM.prod() / 1000, rel=0.05)
+    assert _volume_ml(lungs) == pytest.approx(2 * 4 / 3 * np.pi * LUNG_RADII_XYZ_MM.prod() / 1000, rel=0.05)
     assert lungs.contains(centers).all()
     assert lungs.contains([[-55, -20, 0], [55, 0, 60]]).all()
     assert not lungs.contains([[0, 60, 0], [0, -75, 0], [128, 95, 0], [1e4, 0, 0]]).any()
@@ -185,7 +189,7 @@ def test_the_four_real_nodules_are_proposed(real_data):
         volume = read_volume(*source)
         lungs = find_lungs(volume)
         points = propose(volume, lungs)
-        litres[source.series_uid[-6:]] = round(lungs.volume_ml / 1000, 1)
+        litres[source.series_uid[-6:]] = round(_volume_ml(lungs) / 1000, 1)
         assert len(points) <= 600
         for _, nodule in nodules[nodules["seriesuid"] == source.series_uid].iterrows():
             hits.append(_away_mm(points[:10], nodule[COORDINATES]).min() < nodule["diameter_mm"] / 2)

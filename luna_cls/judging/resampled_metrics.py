@@ -10,8 +10,6 @@ from luna_cls.errors import InputError
 
 Floats = NDArray[np.float64]
 
-LESS_IS_BETTER = frozenset({"brier", "log_loss"})  # of all metrics
-
 _VALUES_AT_ONCE = 2_000_000  # of an array of thresholds and resamples; 16 MB
 
 

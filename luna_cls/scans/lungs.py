@@ -33,11 +33,6 @@ class Lungs:
     inside: NDArray[np.bool_]
     grid: Grid
 
-    @property
-    def volume_ml(self) -> float:
-        """How large they are."""
-        return float(self.inside.sum() * np.prod(self.grid.spacing_xyz_mm) / 1000)
-
     def contains(self, points_xyz_mm: ArrayLike) -> NDArray[np.bool_]:
         """Which of the world points `(n, 3)` lie in a lung: those whose nearest voxel does."""
         nearest = np.rint(self.grid.to_voxel_zyx(points_xyz_mm)).astype(int)
