@@ -28,9 +28,8 @@ def main() -> int:
     with _cluster(given) as cluster:
         cluster.scale(given.jobs)
         cluster.wait_for_workers(1)
-        command = ["luna-cls", "prepare", given.luna_dir, given.store]
-        command += ["--dask", cluster.scheduler_address, *options]
-        return subprocess.run(command, check=False).returncode  # noqa: S603 - what was asked for
+        command = ["luna-cls", "prepare", given.luna_dir, given.store, "--dask", cluster.scheduler_address]
+        return subprocess.run([*command, *options], check=False).returncode  # noqa: S603 - as asked for
 
 
 def _cluster(given: argparse.Namespace):
