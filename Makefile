@@ -7,7 +7,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PIP_INSTALL := python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := luna_cls tests benchmarks
+SOURCES := luna_cls tests benchmarks docker
 
 # Losses and metrics are for every backend of Keras.
 BACKEND_TESTS := tests/test_losses.py tests/test_soft_confusion.py tests/test_metrics.py tests/test_distribution.py
@@ -21,7 +21,7 @@ openvino_NEEDS := 'openvino == 2026.4.1'
 MODEL := runs/model
 CLI := $(BIN)/luna-cls
 
-.PHONY: demo test notebooks coverage test-jax test-torch peers openvino model lint clean \
+.PHONY: demo test notebooks coverage test-jax test-torch peers openvino model image image-gpu lint lint-docker clean \
     constraints dist dist-check audit vulnerabilities sbom release-check
 
 demo: $(VENV)/installed
@@ -59,7 +59,21 @@ model: $(VENV)/installed
 	$(BIN)/python benchmarks/model_card.py $(MODEL)/run $(MODEL)/phantom $(MODEL)/findings luna_cls/pretrained \
 	    $(if $(REAL),--real $(MODEL)/real.json)
 
-lint: $(VENV)/installed-dev
+# docs/how-to/containers.md says how to run what these build.
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' luna_cls/__init__.py)
+
+image:
+	docker build --file docker/Dockerfile --target cpu --build-arg VERSION=$(VERSION) --tag luna-cls:cpu .
+
+image-gpu:
+	docker build --file docker/Dockerfile --target gpu --build-arg VERSION=$(VERSION) --tag luna-cls:gpu .
+
+lint-docker: $(VENV)/installed-dev
+	$(BIN)/hadolint docker/Dockerfile
+	$(BIN)/shellcheck docker/*.sh
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec docker/compose.yaml
+
+lint: $(VENV)/installed-dev lint-docker
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
