@@ -5,10 +5,16 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
+
+from typer.main import get_command
+from typer.utils import get_params_from_function
+
+from luna_cls.cli import app
 
 MARKER = re.compile(r"^<!-- options: ([\w-]+) -->$", re.MULTILINE)
 PROGRAM = "luna-cls"
+KINDS = {bool: "", int: "a whole number", float: "a number", str: "text", Path: "a path"}
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -34,39 +40,52 @@ def rows_of(name: str) -> list[list[str]]:
     Raises:
         KeyError: If there is no such command.
     """
-    from typer.main import get_command
-
-    from luna_cls.cli import app
-
+    callbacks = {entry.name or entry.callback.__name__: entry.callback for entry in app.registered_commands}
     group: Any = get_command(app)
-    command = group if name == PROGRAM else group.commands[name]
-    return [_row(parameter) for parameter in command.params if not getattr(parameter, "hidden", False)]
+    command, callback = group, app.registered_callback.callback
+    if name != PROGRAM:
+        command, callback = group.commands[name], callbacks[name]
+    annotations = {key: meta.annotation for key, meta in get_params_from_function(callback).items()}
+    return [
+        _row(parameter, annotations.get(parameter.name, bool))  # what typer adds of itself are flags
+        for parameter in command.params
+        if not getattr(parameter, "hidden", False)
+    ]
 
 
-def _row(parameter: Any) -> list[str]:
+def _row(parameter: Any, annotation: Any) -> list[str]:
     is_argument = parameter.param_type_name == "argument"
     called = [parameter.name.upper()] if is_argument else [*parameter.opts, *parameter.secondary_opts]
-    words = [f"`{word}`{' ...' if is_argument and parameter.nargs == -1 else ''}" for word in called]
-    return [", ".join(words), _takes(parameter), _default(parameter), _cell(parameter.help or "")]
+    words = ", ".join(f"`{word}`" for word in called) + (" ..." if parameter.nargs == -1 else "")
+    kind = _kind(annotation)
+    return [words, _takes(parameter, kind), _default(parameter, kind), _cell(help_of(parameter))]
 
 
-def _takes(parameter: Any) -> str:
-    if getattr(parameter, "is_flag", False):
-        return ""
-    kind = parameter.type
-    if hasattr(kind, "choices"):
-        return " or ".join(f"`{choice}`" for choice in kind.choices)
-    names = {"integer": "whole number", "float": "number", "path": "path", "text": "text"}
-    takes = names.get(kind.name.removesuffix(" range"), kind.name)
-    low, high = getattr(kind, "min", None), getattr(kind, "max", None)
-    takes += f" from {low:g}" if low is not None else ""
-    return takes + (f" to {high:g}" if high is not None else "")
+def help_of(parameter: Any) -> str:
+    """Its help, without what the column before says already."""
+    return re.sub(r"; may be repeated(?=\.)", "", parameter.help or "")
 
 
-def _default(parameter: Any) -> str:
+def _kind(annotation: Any) -> Any:
+    """What one value is: `list[Path] | None` holds paths."""
+    inner = [each for each in get_args(annotation) if each is not type(None)]
+    if get_origin(annotation) is Literal or not inner:
+        return annotation
+    return _kind(inner[0])
+
+
+def _takes(parameter: Any, kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return " or ".join(f"`{choice}`" for choice in get_args(kind))
+    low, high = getattr(parameter, "min", None), getattr(parameter, "max", None)
+    takes = KINDS[kind] + (f" from {low:g}" if low is not None else "") + (f" to {high:g}" if high else "")
+    return f"{takes}; may be repeated" if getattr(parameter, "multiple", False) else takes
+
+
+def _default(parameter: Any, kind: Any) -> str:
     if parameter.required:
         return "must be given"
-    if getattr(parameter, "is_flag", False):
+    if kind is bool:
         return "on" if parameter.default else "off"
     if isinstance(parameter.show_default, str):
         return _cell(parameter.show_default)
