@@ -31,11 +31,11 @@ def on_config(config: Any) -> Any:
 def table(name: str) -> str:
     """A command's arguments and options, as a table in Markdown."""
     rows = "\n".join(f"| {' | '.join(row)} |" for row in rows_of(name))
-    return f"| option | takes | default | does |\n|---|---|---|---|\n{rows}"
+    return f"| option | does | takes | default |\n|---|---|---|---|\n{rows}"
 
 
 def rows_of(name: str) -> list[list[str]]:
-    """What is called how, what it takes, its default and what it does, for all that a command can be told.
+    """How it is called, what it does, what it takes and its default, of all that a command can be told.
 
     Raises:
         KeyError: If there is no such command.
@@ -58,10 +58,10 @@ def _row(parameter: Any, annotation: Any) -> list[str]:
     called = [parameter.name.upper()] if is_argument else [*parameter.opts, *parameter.secondary_opts]
     words = ", ".join(f"`{word}`" for word in called) + (" ..." if parameter.nargs == -1 else "")
     kind = _kind(annotation)
-    return [words, _takes(parameter, kind), _default(parameter, kind), _cell(help_of(parameter))]
+    return [words, _cell(_help(parameter)), _takes(parameter, kind), _default(parameter, kind)]
 
 
-def help_of(parameter: Any) -> str:
+def _help(parameter: Any) -> str:
     """Its help, without what the column before says already."""
     return re.sub(r"; may be repeated(?=\.)", "", parameter.help or "")
 
