@@ -23,11 +23,20 @@ import numpy as np
 import pandas as pd
 import SimpleITK as sitk
 
+from luna_cls.files import clear, require_new
 from luna_cls.scans.phantom import Acquisition, write_phantom
+from luna_cls.scans.phantom.tree import MARK, PhantomTree
 from luna_cls.scans.volume import read_volume
 
 NUM_SCANS, NUM_MADE = 10, 2
-TABLES = ("annotations.csv", "annotations_excluded.csv", "candidates_V2.csv", "seriesuids.csv", "scans.csv", "nodules.csv")
+TABLES = (
+    "annotations.csv",
+    "annotations_excluded.csv",
+    "candidates_V2.csv",
+    "seriesuids.csv",
+    "scans.csv",
+    "nodules.csv",
+)
 COARSE = Acquisition((40, 40), (112, 120), (2.6, 2.8), (4.0,), noise_hu=(5.0, 10.0), flipped_share=0.0)
 
 
@@ -58,6 +67,16 @@ class StandIns:
             shutil.copy(source, target)
         if name == "scan.mhd":  # its voxels lie beside it
             shutil.copy(source.with_suffix(".zraw"), folder)
+
+    def write_phantom(
+        self, out: Path, num_scans: int, seed: int, *, force: bool = False, **_: object
+    ) -> PhantomTree:
+        """Takes the place of `luna_cls.scans.phantom.write_phantom`."""
+        require_new(out, force=force, sign=MARK)
+        clear(out)
+        self.phantom(out, num_scans)
+        labels = pd.read_csv(out / "candidates_V2.csv")["class"]
+        return PhantomTree(out, int(labels.sum()), int((labels == 0).sum()))
 
     def phantom(self, path: Path, num_scans: int = NUM_SCANS) -> None:
         """A phantom of ten scans or fewer: two coarse ones, under a UID for each scan."""
