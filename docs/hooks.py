@@ -24,7 +24,8 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def on_config(config: Any) -> Any:
     """Pages that are made of files outside `docs` are made anew when those change (`mkdocs serve`)."""
-    config.watch += [str(Path(config.config_file_path).parent / name) for name in ("luna_cls", "CHANGELOG.md")]
+    root = Path(config.config_file_path).parent
+    config.watch += [str(root / name) for name in ("luna_cls", "data", "CHANGELOG.md")]
     return config
 
 

@@ -4,7 +4,7 @@ Every page is run in a folder of its own, in which these are put in place when a
 
 | name | is |
 |---|---|
-| `LUNA16` | a LUNA16 tree: `subset0` to `subset9` with a scan each, the CSVs, `evaluationScript/annotations` |
+| `LUNA16` | a LUNA16 tree: a scan in each of `subset0` to `subset9`, the CSVs, `evaluationScript` |
 | `store` | what `luna-cls prepare LUNA16 store` leaves |
 | `run` | what `luna-cls train store run --val-folds 8 --set split.test_folds=[9]` leaves |
 | `findings` | what `luna-cls predict run LUNA16/subset9 --candidates LUNA16/candidates_V2.csv` leaves |
@@ -68,8 +68,16 @@ class StandIns:
         if name == "scan.mhd":  # its voxels lie beside it
             shutil.copy(source.with_suffix(".zraw"), folder)
 
+    def put_store_of_three_folds(self, path: Path) -> None:
+        """Puts a store of the first three scans of `LUNA16` there: three folds are the least that can be crossed."""
+        made = self.folder / "three"
+        if not made.exists():
+            self.phantom(self.folder / "LUNA3", 3)
+            self.run_cli(self.folder, ("prepare", "LUNA3", "three"))
+        shutil.copytree(made, path)
+
     def write_phantom(
-        self, out: Path, num_scans: int, seed: int, *, force: bool = False, **_: object
+        self, out: Path, num_scans: int, *_: object, force: bool = False, **__: object
     ) -> PhantomTree:
         """Takes the place of `luna_cls.scans.phantom.write_phantom`."""
         require_new(out, force=force, sign=MARK)

@@ -39,7 +39,7 @@ def hooks():
 
 
 def test_every_command_has_a_page_and_every_page_a_command():
-    """`docs/commands` holds one page for each command, with its options, and one on them all, which lists them."""
+    """`docs/commands` has a page for each command, with its options, and one on all, which lists them."""
     names = {path.stem for path in OF_COMMANDS.glob("*.md")} - {"index"}
 
     assert names == set(COMMANDS)
@@ -56,7 +56,7 @@ def _in_menu():
 
 @pytest.mark.parametrize("name", ["luna-cls", *COMMANDS])
 def test_the_table_of_a_command_has_every_option_with_a_word_on_it(hooks, name):
-    """Each argument and option that is not hidden has a row, a sentence, and the default that the code has."""
+    """Each argument and option that is not hidden has a row, a sentence and the default of the code."""
     command = get_command(app) if name == "luna-cls" else COMMANDS[name]
 
     made = hooks.on_page_markdown(f"# {name}\n\n<!-- options: {name} -->\n")
@@ -212,7 +212,7 @@ def test_exit_statuses_are_those_of_the_commands():
 
 @pytest.mark.parametrize("page", pages(), ids=str)
 def test_what_a_page_tells_to_type_exists(page):
-    """Targets of make, extras of pip, scripts, and commands and options of luna-cls, wherever they are named."""
+    """Targets of make, extras of pip, scripts, and commands and options of luna-cls, wherever named."""
     targets = set(re.findall(r"^([\w-]+(?: [\w-]+)*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     targets = {word for names in targets for word in names.split()} | {
         "test-jax",
