@@ -21,7 +21,7 @@ openvino_NEEDS := 'openvino == 2026.4.1'
 MODEL := runs/model
 CLI := $(BIN)/luna-cls
 
-.PHONY: demo test notebooks coverage test-jax test-torch peers openvino model image image-gpu lint lint-docker clean \
+.PHONY: demo test notebooks coverage test-jax test-torch peers openvino model image image-gpu lint lint-docker docs clean \
     constraints dist dist-check audit vulnerabilities sbom release-check
 
 demo: $(VENV)/installed
@@ -127,6 +127,10 @@ vulnerabilities: .venv-release/installed
 	$(RELEASE)/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 release-check: lint audit dist-check sbom
+
+# The documentation site, in build/docs; a warning fails. (The variable is the theme's own, against its banner.)
+docs: $(VENV)/installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:
 	rm -rf $(VENV) .venv-jax .venv-torch .venv-peers .venv-openvino .venv-release build dist *.egg-info .coverage .pytest_cache .mypy_cache .ruff_cache

@@ -37,7 +37,7 @@ _SHARES = {  # of what, among it and what else
 class Goal(NamedTuple):
     """What a threshold is to reach.
 
-    Args:
+    Attributes:
         name: "sensitivity", at least so much; or "fps_per_scan", at most so many false positives a scan.
         value: The sensitivity, above 0 and at most 1; or the rate, 0 or more.
     """

@@ -23,8 +23,7 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
     When `synchronized`, training takes the statistics of all replicas of TensorFlow's strategy: the mean
     first, and the variance about it, where Keras takes the mean of the squares less the mean's square.
 
-    Args:
-        **kwargs: Those of `keras.layers.BatchNormalization`.
+    It takes the arguments of `keras.layers.BatchNormalization`.
     """
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
