@@ -321,8 +321,8 @@ def _truncate(path: Path):
     ],
     ids=[
         "no folder", "no facts", "facts cut off", "facts empty", "another format", "no such margin",
-        "another size", "no table", "another table", "no status", "a row less", "no cubes", "cubes cut off", "no array",
-        "cubes of another type",
+        "another size", "no table", "another table", "no status", "a row less", "no cubes", "cubes cut off",
+        "no array", "cubes of another type",
     ],
 )  # fmt: skip
 def test_a_store_that_is_not_whole_is_refused(copy, damage):
