@@ -1,3 +1,4 @@
+import inspect
 import os
 import subprocess
 import sys
@@ -22,9 +23,35 @@ SCANS_OF_SMALL_TREE = {  # uid: (spacing_xyz_mm, origin_xyz_mm, direction, compr
 }
 
 
-def pytest_collection_modifyitems(items):
-    """The demo first: the longest of all files, begun last, would leave the other workers idle."""
+BELOW_ALL_ROOMS = tuple(
+    f"luna_cls.{name}" for name in ("errors", "files", "processes", "settings", "startup")
+)
+
+
+def pytest_collection_modifyitems(config, items):
+    """The demo first: the longest of all files, begun last, would leave the other workers idle.
+
+    Where single rooms are measured (`--cov=luna_cls.scans`), only quick tests of nothing else are watched:
+    watching takes Python up to twice its time.
+    """
     items.sort(key=lambda item: item.path.name != "test_demo.py")
+    rooms = tuple(room for room in config.getoption("cov_source", None) or () if room is not True)
+    about_rooms = {module: rooms and _is_about(module, rooms) for module in {item.module for item in items}}
+    for item in items if rooms else ():
+        if not about_rooms[item.module] or item.get_closest_marker("slow"):
+            item.add_marker("no_cover")
+
+
+def _is_about(module, rooms):
+    """Whether all that a test file imports of this project is of these rooms, or below all rooms."""
+    named = (
+        one.__name__ if inspect.ismodule(one) else getattr(one, "__module__", None)
+        for one in vars(module).values()
+    )
+    ours = [name for name in named if isinstance(name, str) and name.startswith("luna_cls.")]
+    return any(name.startswith(rooms) for name in ours) and all(
+        name.startswith(rooms + BELOW_ALL_ROOMS) for name in ours
+    )
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from luna_cls.cubes.augmentation import (
     augmented,
     blurred,
     brightened,
+    every_symmetry,
     margin_vox,
     middle,
     moved,
@@ -107,6 +108,20 @@ def test_every_symmetry_occurs_as_often_as_any_other(kind, count):
     assert (matches.sum(axis=1) == 1).all()
     deviation = np.sqrt(9600 / count * (1 - 1 / count))
     assert (np.abs(matches.sum(axis=0) - 9600 / count) < 5 * deviation).all()
+
+
+@pytest.mark.parametrize(("kind", "ways"), [("none", 1), ("in_plane", 16), ("cube", 48)])
+def test_every_symmetry_is_given_once_and_the_cube_as_it_is_first(kind, ways):
+    """All cubes of a batch are turned alike; of the images of the first none is missing or there twice."""
+    cubes = _cubes(2, edge=3)
+
+    turned = list(every_symmetry(cubes, kind))
+
+    expected = {image.tobytes() for image in _images(cubes[0], kind)} if ways > 1 else {cubes[0].tobytes()}
+    assert len(turned) == ways
+    assert {both[0].tobytes() for both in turned} == expected
+    assert all(both.flags.c_contiguous and both.shape == cubes.shape for both in turned)
+    np.testing.assert_array_equal(turned[0], cubes)
 
 
 def test_in_plane_z_stays_z():

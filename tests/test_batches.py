@@ -1,3 +1,6 @@
+import sys
+import threading
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,6 +19,22 @@ NUM_CUBES, EDGE = 52, 4
 IN_PLANE = AugmentationSettings(symmetries="in_plane")
 EVERYTHING = AugmentationSettings(symmetries="cube", noise_hu=9, shift_hu=9, blur_mm=0.5)
 BALANCED = {"positives_per_batch": 3}
+
+
+@pytest.fixture(autouse=True)
+def _measured_on_threads_of_tensorflow(monkeypatch):
+    """What TensorFlow calls on threads of its own, which Python's hook for new threads does not reach."""
+    numpy_function = tf.numpy_function
+
+    def measured(function, *arguments):
+        def call(*values):
+            if sys.gettrace() is None:
+                sys.settrace(threading.gettrace())
+            return function(*values)
+
+        return numpy_function(call, *arguments)
+
+    monkeypatch.setattr(tf, "numpy_function", measured)
 
 
 @pytest.fixture(scope="module")

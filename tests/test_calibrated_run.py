@@ -1,5 +1,6 @@
 import hashlib
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -126,14 +127,12 @@ def test_nothing_is_replaced_unasked(run, run_cli):
     calibrate(run)
     before = (run / "calibration.json").read_bytes()
 
-    refused = run_cli("calibrate", run, "--method", "beta")
+    with pytest.raises(InputError) as refused:
+        calibrate(run, "beta")
     after = (run / "calibration.json").read_bytes()
     forced = run_cli("calibrate", run, "--method", "beta", "--force")
 
-    assert refused.returncode == 1
-    assert refused.stderr.splitlines() == [
-        f"luna-cls: {run / 'calibration.json'} exists already. Pass --force to calibrate anew."
-    ]
+    assert str(refused.value) == f"{run / 'calibration.json'} exists already. Pass --force to calibrate anew."
     assert before == after
     assert forced.returncode == 0
     assert _read(run, "calibration.json")["method"] == "beta"
@@ -170,6 +169,7 @@ def _reversed(run):
 @pytest.mark.parametrize(
     ("spoil", "given", "words"),
     [
+        (shutil.rmtree, {}, "No run at "),
         (lambda run: (run / "model.keras").unlink(), {}, "has no model.keras: it is no finished run"),
         (
             lambda run: (run / "validation_predictions.csv").unlink(),
@@ -182,7 +182,7 @@ def _reversed(run):
         (None, {"method": "magic"}, "Known: temperature, platt, beta, isotonic, prior_shift."),
         (None, {"prevalence": 2.0}, "between 0 and 1. Received: 2.0."),
     ],
-    ids=["no model", "no predictions", "one class", "nan", "reversed", "method", "prevalence"],
+    ids=["no run", "no model", "no predictions", "one class", "nan", "reversed", "method", "prevalence"],
 )
 def test_wrong_input_leaves_nothing(run, spoil, given, words):
     """What is wrong is said before anything is written."""
@@ -240,6 +240,25 @@ def test_a_damaged_calibration_is_refused(run, text, words):
 
     assert words in str(caught.value)
     assert f"luna-cls calibrate {run} --force; or leave it off: --calibration none." in str(caught.value)
+
+
+def test_a_calibration_that_is_not_there_is_not_read(run):
+    """The line says where it was looked for, and how one is made."""
+    with pytest.raises(InputError) as caught:
+        calibrated_run.read(run / "calibration.json", run / "model.keras")
+
+    assert str(caught.value) == (
+        f"No calibration at {run / 'calibration.json'}. Make one: luna-cls calibrate RUN."
+    )
+
+
+def test_a_calibration_is_looked_for_beside_the_model(run):
+    """There is none before the run is calibrated, and its `calibration.json` after."""
+    before = calibrated_run.beside(run / "model.keras")
+    calibrate(run)
+
+    assert before is None
+    assert calibrated_run.beside(run / "model.keras") == run / "calibration.json"
 
 
 def test_a_calibration_whose_shift_is_something_else_is_refused(run):

@@ -7,6 +7,7 @@ import pytest
 from luna_cls.errors import InputError
 from luna_cls.files import sha256
 from luna_cls.judging.evaluation import compare_submissions, evaluate_submission
+from luna_cls.judging.resampling import scan_weights
 from luna_cls.judging.submission import Reference
 
 POINTS = "seriesuid,coordX,coordY,coordZ"
@@ -252,6 +253,18 @@ def test_a_subset_is_scored_against_its_own_scans(submission, kind):
     assert froc["counts"]["false_positives"] == froc["counts"]["true_positives"] == 1
 
 
+def test_a_subset_without_a_list_has_the_scans_of_its_table(submission):
+    """Subset 3 has a, c and d: c and d have no mark, and the false alarm in a is divided by three scans."""
+    (submission / "subsets.csv").write_text("seriesuid,subset\na,3\nb,4\nc,3\nd,3\n")
+    reference = Reference(submission / "annotations.csv", subset=3, subsets=submission / "subsets.csv")
+
+    froc = _evaluate(submission, reference)["froc"]
+
+    curve = pd.read_csv(submission / "out" / "froc.csv")
+    assert (froc["num_scans"], froc["num_nodules"]) == (3, 1)
+    assert curve["fps_per_scan"].tolist() == pytest.approx([0, 0, 1 / 3])
+
+
 def test_what_finishes_a_folder_fails_without_leaving_one(submission):
     """An error while the page is drawn leaves no half-made folder."""
 
@@ -386,6 +399,68 @@ def test_thresholds_of_calibrated_probabilities_are_not_tried_on_others(submissi
     (submission / "prediction.json").unlink()
     said = _evaluate(submission, thresholds=submission / "points.json", force=True)["warnings"]
     assert "whether marks.csv was calibrated in the same way cannot be told" in said[-1]
+
+
+def test_thresholds_of_another_calibration_are_refused(submission):
+    """A temperature of 3 made the findings, one of 2 the thresholds: the line names the file to use."""
+    _findings(submission, calibration=True)
+    about = json.loads((submission / "prediction.json").read_text())
+    about["calibration"]["parameters"]["temperature"] = 3.0
+    (submission / "prediction.json").write_text(json.dumps(about))
+
+    with pytest.raises(InputError) as caught:
+        _evaluate(submission, thresholds=submission / "points.json")
+
+    assert str(caught.value) == (
+        f"{submission / 'marks.csv'} was predicted with another calibration; the thresholds of "
+        f"{submission / 'points.json'} are for theirs. Predict again with "
+        f"--calibration {submission / 'calibration.json'}."
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("{", "it is no JSON"), ('{"calibration": null}', "KeyError: 'model_sha256'")],
+    ids=["broken", "of no model"],
+)
+def test_findings_that_do_not_say_what_made_them_are_refused(submission, text, reason):
+    """A damaged `prediction.json` is one line, not taken for findings of no calibration."""
+    _findings(submission, calibration=True)
+    (submission / "prediction.json").write_text(text)
+
+    with pytest.raises(InputError) as caught:
+        _evaluate(submission, thresholds=submission / "points.json")
+
+    said = str(caught.value)
+    assert said.startswith(f"{submission / 'prediction.json'} cannot be read (")
+    assert reason in said
+    assert said.endswith("Predict again.")
+
+
+def test_thresholds_are_tried_on_no_candidate_at_all(submission):
+    """Two scans are listed, neither has a mark: there are no points, and it is said."""
+    _findings(submission, calibration=True)
+    (submission / "marks.csv").write_text(f"{POINTS},probability\n")
+
+    result = _evaluate(submission, thresholds=submission / "points.json")
+
+    assert "The submission has no candidate to try the thresholds on." in result["warnings"]
+    assert result["metrics"] is None
+    assert not (submission / "out" / "operating_points.json").exists()
+
+
+def test_draws_without_a_nodule_have_no_sensitivity(submission):
+    """Two draws of four scans that happen to be of c and d alone: the official band is not a number."""
+    seed = next(seed for seed in range(10_000) if not scan_weights(4, 2, seed)[:, :2].any())
+
+    froc = _evaluate(submission, resamples=2, seed=seed)["froc"]
+
+    band = pd.read_csv(submission / "out" / "froc_marks_bootstrapping.csv")
+    assert froc["cpm"] == 0.5
+    assert np.isnan(froc["cpm_interval_95"]).all()
+    assert len(band) == 10_000
+    assert band["FPrate"].notna().all()
+    assert band.filter(like="Sensivity").isna().all(axis=None)
 
 
 def test_thresholds_are_not_tried_where_they_were_chosen(submission):

@@ -331,6 +331,13 @@ def test_a_threshold_of_a_decision_curve_lies_between_0_and_1(thresholds):
         decision_curve([0, 1], [0.1, 0.9], thresholds)
 
 
+@pytest.mark.parametrize(("labels", "probability"), [([], []), ([0, 1], [0.1])], ids=["none", "unlike"])
+def test_a_decision_curve_takes_as_many_labels_as_probabilities(labels, probability):
+    """None at all, or two labels for one probability: the line counts both."""
+    with pytest.raises(InputError, match=f"Received: {len(labels)} and {len(probability)}."):
+        decision_curve(labels, probability)
+
+
 POINT = {
     "goal": "sensitivity",
     "value": 1,

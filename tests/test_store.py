@@ -3,6 +3,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,10 @@ from hypothesis import given
 from hypothesis.extra.numpy import arrays
 
 from luna_cls.cubes.cutting import CubeSpec, cut_cubes
-from luna_cls.cubes.preparation import prepare
+from luna_cls.cubes.preparation import needs, prepare
 from luna_cls.cubes.store import CubeFormat, CubeStore
 from luna_cls.errors import InputError
+from luna_cls.scans.grid import Grid
 from luna_cls.scans.luna16 import LunaTree
 from luna_cls.scans.volume import read_volume
 
@@ -289,6 +291,11 @@ def _drop_last_row(folder):
     (folder / "candidates.csv").write_text("".join(lines[:-1]))
 
 
+def _drop_status(folder):
+    table = pd.read_csv(folder / "candidates.csv")
+    table.drop(columns="status").to_csv(folder / "candidates.csv", index=False)
+
+
 def _truncate(path: Path):
     path.write_bytes(path.read_bytes()[:-1000])
 
@@ -305,6 +312,7 @@ def _truncate(path: Path):
         lambda folder: _edit_facts(folder, spec={"size_vox": 30, "spacing_mm": 1.0}),
         lambda folder: (folder / "candidates.csv").unlink(),
         lambda folder: (folder / "candidates.csv").write_text("seriesuid,class\n"),
+        _drop_status,
         _drop_last_row,
         lambda folder: (folder / "cubes.npy").unlink(),
         lambda folder: _truncate(folder / "cubes.npy"),
@@ -313,8 +321,8 @@ def _truncate(path: Path):
     ],
     ids=[
         "no folder", "no facts", "facts cut off", "facts empty", "another format", "no such margin",
-        "another size", "no table", "another table", "a row less", "no cubes", "cubes cut off", "no array",
-        "cubes of another type",
+        "another size", "no table", "another table", "no status", "a row less", "no cubes", "cubes cut off",
+        "no array", "cubes of another type",
     ],
 )  # fmt: skip
 def test_a_store_that_is_not_whole_is_refused(copy, damage):
@@ -326,6 +334,89 @@ def test_a_store_that_is_not_whole_is_refused(copy, damage):
 
     assert str(copy) in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+def _with_margin(store, margin_vox):
+    """The store's cubes of 31 voxels taken for smaller ones, and what lies around them."""
+    return replace(store, format=CubeFormat(CubeSpec(31 - 2 * margin_vox), margin_vox))
+
+
+@pytest.mark.parametrize(("size_vox", "margin_vox"), [(27, 2), (31, 0), (29, 1), (1, 15)], ids=str)
+def test_a_model_may_read_more_of_the_margin_or_less_of_the_cubes(small_store, size_vox, margin_vox):
+    """Of 27 voxels and 2 around them, 31 on disk, a model may read any odd number up to 31."""
+    seen = _with_margin(small_store, 2).seen_as(size_vox)
+
+    assert (seen.spec.size_vox, seen.format.margin_vox) == (size_vox, margin_vox)
+    assert seen.format.with_margin.size_vox == 31
+    assert seen.checksum == small_store.checksum
+
+
+@pytest.mark.parametrize(
+    ("size_vox", "words"),
+    [
+        (30, "take an odd number up to 31."),
+        (33, "take an odd number up to 31, or prepare them with --margin 3."),
+        (401, "take an odd number up to 31."),
+    ],
+    ids=str,
+)
+def test_cubes_that_a_model_cannot_read_are_refused(small_store, size_vox, words):
+    """An even edge is not in the middle of an odd one; a wider one is not stored, and may be prepared."""
+    store = _with_margin(small_store, 2)
+
+    with pytest.raises(InputError) as refusal:
+        store.seen_as(size_vox)
+
+    assert str(refusal.value) == (
+        f"The model reads cubes of {size_vox} voxels (model.size_vox). Those in {store.path} have 27 and a "
+        f"margin of 2 on every side: {words}"
+    )
+
+
+def test_what_was_begun_with_other_cubes_does_not_go_on(small_store, tmp_path):
+    """Its own checksum passes; of another the line shows the first eight digits of both."""
+    small_store.check_begun_with(small_store.checksum, tmp_path)
+
+    with pytest.raises(InputError) as refusal:
+        small_store.check_begun_with("0123456789", tmp_path)
+
+    assert str(refusal.value) == (
+        f"{tmp_path} was begun with other cubes than {small_store.path} holds: their checksums begin with "
+        f"01234567 and {small_store.checksum[:8]}. Give the store it was begun with, or choose another path."
+    )
+
+
+def test_a_scan_without_a_usable_cube_is_still_one_of_the_store(tree, small_store, tmp_path):
+    """All four were read or tried, and count in scores: the one that is truncated, too."""
+    _truncate_scan(tree, THIRD)
+
+    store = prepare(tree, tree.candidates(), tmp_path / "store", workers=1)
+
+    assert store.series_uids == small_store.series_uids
+    assert len(store.series_uids) == 4
+    assert store.failures["seriesuid"].tolist() == [THIRD]
+
+
+def test_what_a_store_takes_is_told_before():
+    """100 cubes of 31 voxels at 2 bytes; the larger scan three times in memory; a million voxels and all."""
+    grids = [Grid((edge, edge, edge), (1, 1, 1), (0, 0, 0)) for edge in (100, 10)]
+
+    needed = needs(grids, 100)
+    nothing = needs([], 0)
+
+    assert needed.disk_bytes == 100 * 31**3 * 2
+    assert needed.worker_bytes - nothing.worker_bytes == 3 * 2 * 100**3
+    assert needed.worker_seconds == pytest.approx(1_001_000 / 60e6 + 100 / 5e3)
+    assert needs(grids, 100, CubeFormat(dtype="uint8")).disk_bytes == needed.disk_bytes / 2
+    assert (nothing.disk_bytes, nothing.worker_seconds) == (0, 0)
+
+
+def test_a_cluster_has_its_own_workers(tree, tmp_path):
+    """To ask for both is refused before anything is made."""
+    with pytest.raises(InputError, match="--workers and --dask exclude each other"):
+        prepare(tree, tree.candidates(), tmp_path / "store", workers=2, dask="tcp://127.0.0.1:8786")
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tree"]
 
 
 @pytest.mark.slow

@@ -134,6 +134,25 @@ def test_a_scan_that_is_damaged_after_it_was_cut_leaves_no_cubes(tree, tmp_path)
     assert _digests(out) == _digests(fresh.path)
 
 
+def _remove_voxels(tree, uid):
+    tree.scan_paths[uid].with_suffix(".raw").unlink()
+
+
+def test_a_scan_whose_voxels_go_away_after_it_was_cut_leaves_no_cubes(tree, tmp_path):
+    """The header is there, the data beside it are not: the scan is named, and its ten rows are zeros."""
+    out, lines = tmp_path / "store", []
+    _prepare_halfway(tree, out, scans=3)
+    _remove_voxels(tree, SECOND)
+
+    store = prepare(tree, tree.candidates(), out, workers=1, say=lines.append)
+
+    of_second = (store.candidates["seriesuid"] == SECOND).to_numpy()
+    assert lines == [f"Cut again because they have changed since: 1 of the scans: {SECOND}"]
+    assert store.candidates["status"][of_second].tolist() == ["unreadable"] * 10
+    assert not store.cubes[of_second].any()
+    assert store.failures["reason"].str.contains(f"its data file {SECOND}.raw is missing").tolist() == [True]
+
+
 def test_a_scan_that_goes_away_after_it_was_cut_is_told(tree, tmp_path):
     """Its cubes are neither kept in silence nor thrown away."""
     out = tmp_path / "store"
@@ -144,13 +163,14 @@ def test_a_scan_that_goes_away_after_it_was_cut_is_told(tree, tmp_path):
         prepare(LunaTree.open(tree.root), tree.candidates(), out, workers=1)
 
 
-def test_a_scan_that_changes_while_others_are_cut_is_told(tree, tmp_path):
+@pytest.mark.parametrize("spoil", [_change_last_voxel, _remove_voxels], ids=["changed", "gone"])
+def test_a_scan_that_changes_while_others_are_cut_is_told(tree, tmp_path, spoil):
     """A store is never of two states of a scan; the same command puts it right."""
     out = tmp_path / "store"
 
     def change(done, total):
         if done == 3:
-            _change_last_voxel(tree, SECOND)
+            spoil(tree, SECOND)
 
     with pytest.raises(InputError, match=f"Scan {SECOND} changed while it was prepared"):
         prepare(tree, tree.candidates(), out, workers=1, on_progress=change)
