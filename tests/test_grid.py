@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -102,6 +104,13 @@ def test_contains_includes_its_border():
     np.testing.assert_array_equal(grid.contains([[-0.25, -0.5, -1.0], [2.75, 4.5, 7.0]]), [True, True])
 
 
+def test_a_scan_of_one_voxel_reaches_half_a_millimetre():
+    """One voxel of 1 mm holds what is no more than 0.5 mm from its centre; a point `(3,)` is asked like many."""
+    grid = Grid((1, 1, 1), (1, 1, 1), (0, 0, 0))
+
+    assert [bool(grid.contains([x_mm, 0, 0])) for x_mm in (-0.51, -0.5, 0.5, 0.51)] == [False, True, True, False]
+
+
 def test_one_millimetre_is_a_voxel_step_in_array_order():
     """With x, y, z spacings of 0.5, 1 and 2 mm, 1 mm along z, y, x is 0.5, 1 and 2 voxels."""
     aligned = Grid((4, 5, 6), (0.5, 1.0, 2.0), (10.0, 20.0, 30.0))
@@ -132,6 +141,15 @@ def test_a_grid_cannot_be_changed():
     np.testing.assert_array_equal(grid.origin_xyz_mm, [0, 0, 0])
     with pytest.raises(ValueError, match="read-only"):
         grid.spacing_xyz_mm[0] = 2
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        grid.spacing_xyz_mm = np.ones(3)
+
+
+def test_grids_can_be_kept_in_a_set():
+    """A grid is itself alone: to compare arrays would raise."""
+    grid, other = (Grid((4, 5, 6), (1, 1, 1), (0, 0, 0)) for _ in range(2))
+
+    assert len({grid, grid, other}) == 2
 
 
 @pytest.mark.parametrize(
@@ -174,6 +192,24 @@ def test_directions_rounded_to_four_digits_are_accepted():
     grid = Grid((4, 5, 6), (1, 1, 1), (0, 0, 0), TILTED.round(4))
 
     np.testing.assert_allclose(grid.to_voxel_zyx(grid.to_world_xyz_mm([[3, 2, 1]])), [[3, 2, 1]], atol=1e-9)
+
+
+@pytest.mark.parametrize(("shear", "is_accepted"), [(0.001, True), (0.0011, False)])
+def test_the_direction_may_be_a_thousandth_off(shear, is_accepted):
+    """Of axes whose product is 0.001 a grid is built, of 0.0011 none."""
+    direction = [[1, shear, 0], [0, 1, 0], [0, 0, 1]]
+
+    if is_accepted:
+        Grid((4, 5, 6), (1, 1, 1), (0, 0, 0), direction)
+    else:
+        with pytest.raises(InputError, match="orthonormal"):
+            Grid((4, 5, 6), (1, 1, 1), (0, 0, 0), direction)
+
+
+def test_places_are_wanted_along_every_axis():
+    """Places along two axes of three are refused, not guessed at."""
+    with pytest.raises(ValueError, match="argument 2 is longer"):
+        interpolated(np.zeros((4, 5, 6), np.float32), (np.zeros(1), np.zeros(1)))
 
 
 @settings(max_examples=40, deadline=None)

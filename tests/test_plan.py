@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -42,6 +44,33 @@ def test_the_order_follows_from_seed_and_epoch_alone(options):
 
     np.testing.assert_array_equal(asked_first, asked_last)
     assert not np.array_equal(asked_first, _plan(seed=2, **options).epoch(3))
+
+
+def test_natural_order_is_numpys_under_seed_and_pass():
+    """Epoch 2 of seed 1 is NumPy's permutation of the rows under the key (1, 0, 2), in any release."""
+    expected = np.random.default_rng([1, 0, 2]).permutation(52)
+
+    np.testing.assert_array_equal(_plan().epoch(2), expected)
+
+
+def test_balanced_order_is_numpys_under_seed_class_and_pass():
+    """Nodules come by the key (1, 1, pass), the rest by (1, 2, pass); (1, 3, epoch) shuffles each batch."""
+    nodules = np.concatenate([np.random.default_rng([1, 1, index]).permutation(POSITIVES) for index in (0, 1)])
+    rest = np.random.default_rng([1, 2, 0]).permutation(NEGATIVES)
+    batches = np.hstack([nodules[:9].reshape(3, 3), rest[:15].reshape(3, 5)])
+
+    expected = np.random.default_rng([1, 3, 0]).permuted(batches, axis=1).ravel()
+
+    np.testing.assert_array_equal(_plan(**BALANCED, steps_per_epoch=3).epoch(0), expected)
+
+
+def test_a_plan_is_itself_alone_and_stays_so():
+    """It cannot be changed; another plan of the same arrays is another plan, and can be kept beside it."""
+    plan = _plan()
+
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        plan.seed = 2
+    assert len({plan, plan, _plan()}) == 2
 
 
 def test_the_order_does_not_depend_on_how_the_classes_are_listed():
@@ -183,11 +212,29 @@ def test_natural_prevalence_weighs_nothing():
     """As they come, every row is seen once, weighs 1, and there is no prior to correct."""
     plan = _plan(batch_size=4)
 
-    without = [not np.isin(batch, POSITIVES).any() for batch in plan.epoch(0).reshape(-1, 4)]
     assert plan.visits_per_epoch == pytest.approx((1, 1))
     assert plan.natural_weights == (1, 1)
     assert plan.prior_shift == 0
-    assert plan.batches_without_positives() == sum(without) >= 8
+
+
+def test_batches_without_a_nodule_are_counted():
+    """Of 13 batches of 4 with 5 nodules, 8 to 11 hold none: as many as a look at each says, epoch by epoch."""
+    plan = _plan(batch_size=4)
+
+    without = [
+        sum(not np.isin(batch, POSITIVES).any() for batch in plan.epoch(epoch).reshape(13, 4))
+        for epoch in range(20)
+    ]
+
+    assert [plan.batches_without_positives(epoch) for epoch in range(20)] == without
+    assert set(without) <= {8, 9, 10, 11}
+
+
+def test_batches_without_a_nodule_are_those_of_the_first_epoch_unless_asked():
+    """With seed 2, 8 batches of epoch 0 and 10 of epoch 1 hold no nodule."""
+    plan = _plan(batch_size=4, seed=2)
+
+    assert (plan.batches_without_positives(), plan.batches_without_positives(1)) == (8, 10)
 
 
 def test_the_weights_bring_natural_prevalence_back():
