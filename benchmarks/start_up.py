@@ -4,9 +4,9 @@ python benchmarks/start_up.py [--rounds 5] [--json FILE]
 
 Each is a process of its own, measured from its start to its end, with warm caches of files; they take turns.
 The evaluation is `luna-cls evaluate` of 1,000 random marks in ten scans, figures alone: it loads no
-TensorFlow. The training, of the seed CNN on batches of 64 from a small store, is measured until its first step
-is done; it and `import tensorflow`, which is there to compare, take half as many rounds. Prints medians and
-quartiles.
+TensorFlow. The training, of the seed CNN on batches of 64 from a small store, is measured until its first
+step is done; it and `import tensorflow`, which is there to compare, take half as many rounds. Prints medians
+and quartiles.
 """
 
 from __future__ import annotations

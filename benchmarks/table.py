@@ -67,8 +67,8 @@ def _measured_on(results: dict[str, Any]) -> str:
     when = first if first == last else f"{first} to {last}"
     where = f"{machine['cores']} cores of a shared machine ({machine['cpu']}{flags}"
     return (
-        f"Measured on {when} on {where}; {machine['memory_gb']:.0f} GB), by `python benchmarks/run.py`. {named}. "
-        "Contenders take turns; ratios are within a round."
+        f"Measured on {when} on {where}; {machine['memory_gb']:.0f} GB), by `python benchmarks/run.py`. "
+        f"{named}. Contenders take turns; ratios are within a round."
     )
 
 
