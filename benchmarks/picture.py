@@ -12,9 +12,8 @@ mpl.use("svg")
 
 import matplotlib.pyplot as plt
 from matplotlib.ticker import NullLocator
-from rows import number
 
-WIDTH_PX, LABELS_PX, RIGHT_PX = 800, 330, 50
+WIDTH_PX, LABELS_PX, RIGHT_PX = 800, 350, 50
 TITLE_PX, HEAD_PX, ROW_PX, GAP_PX, FOOT_PX = 34, 22, 21, 10, 48
 PX_PER_INCH = 96
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe and Ito
@@ -40,7 +39,7 @@ def compared(results: dict[str, Any]) -> list[dict[str, Any]]:
 
 def times(ratio: dict[str, Any]) -> str:
     """What stands at the end of a bar."""
-    return f"{number(ratio['median'])} ×"
+    return f"{ratio['median']:.{2 if ratio['median'] < 10 else 1}f}×"
 
 
 def draw(results: dict[str, Any]) -> bytes:
