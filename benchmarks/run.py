@@ -108,8 +108,8 @@ PARTS = (
     Part("batches", "batches.py", rounds=3),
     Part("train", "train.py", f"--match '{TRAINED}'", rounds=5),
     Part("normalization", "batch_normalization.py", "--steps 2", rounds=5),
-    Part("infer", "predict.py", f"--batches 64 --match '{INFERRED}'", rounds=7),
-    Part("predict", "predict.py", "--scan SCAN.mhd --copies 6", rounds=3, paths=SCAN),
+    Part("infer", "predict.py", f"--batches 64 --match '{INFERRED}'", rounds=5),
+    Part("predict", "predict.py", "--scan SCAN.mhd --copies 4", rounds=3, paths=SCAN),
     Part("evaluate", "evaluate.py", rounds=2),
     Part("evaluate-real", "evaluate.py", "LUNA16 --submission CSV", rounds=3, paths=REAL),
     Part("networks", "models.py", rounds=3),
@@ -156,7 +156,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results.json")
     parser.add_argument("--table", type=Path, nargs="+", default=[], metavar="PAGE")
     parser.add_argument("--draw", action="store_true")
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.venvs, options.real = options.venvs.absolute(), options.real and options.real.absolute()
+    return options
 
 
 def _begun(options: argparse.Namespace) -> dict[str, Any]:
@@ -191,10 +193,10 @@ def _run(part: Part, options: argparse.Namespace) -> tuple[dict[str, Any], list[
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "commit": _commit(),
         "seconds": 0.0,
-        "load": round(os.getloadavg()[0], 1),
+        "others": None,
         "failure": None,
     }
-    began = time.perf_counter()
+    began, busy = time.perf_counter(), _busy_elsewhere()
     measured: list[dict[str, Any]] = []
     with TemporaryDirectory() as folder:
         left = Path(folder) / "rows.json"
@@ -204,9 +206,22 @@ def _run(part: Part, options: argparse.Namespace) -> tuple[dict[str, Any], list[
             measured = json.loads(left.read_text(encoding="utf-8"))
         except Exception as error:  # whatever it was, the next part goes on
             record["failure"] = _reason(error, FOLDER / f"{part.name}.log")
-    record["seconds"] = round(time.perf_counter() - began, 1)
+    seconds = time.perf_counter() - began
+    record["seconds"] = round(seconds, 1)
+    if busy is not None:
+        record["others"] = round(max(_busy_elsewhere() - busy, 0.0) / seconds, 2)
     own = {"part": part.name, "command": record["command"]}
     return record, [own | row for row in measured]
+
+
+def _busy_elsewhere() -> float | None:
+    """Seconds that the cores have worked for others than this process and those it started, on Linux."""
+    path = Path("/proc/stat")
+    if not path.is_file():
+        return None
+    user, nice, system, _, _, irq, softirq, steal, *_ = map(int, path.read_text().splitlines()[0].split()[1:])
+    busy = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+    return busy - sum(os.times()[:4])
 
 
 class _UnavailableError(Exception):

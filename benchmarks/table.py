@@ -11,6 +11,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+BUSY = 0.15  # cores
 KINDS = {"benchmarks": True, "all benchmarks": False}  # marker: headlines alone
 
 
@@ -66,9 +67,11 @@ def _measured_on(results: dict[str, Any]) -> str:
     named = ", ".join(f"{name} {number}" for name, number in (versions | machine["peers"]).items())
     when = first if first == last else f"{first} to {last}"
     where = f"{machine['cores']} cores of a shared machine ({machine['cpu']}{flags}"
+    busy = max(part["others"] or 0.0 for part in parts)
+    beside = f" Other work kept up to {busy:.1f} of the cores busy meanwhile." if busy >= BUSY else ""
     return (
         f"Measured on {when} on {where}; {machine['memory_gb']:.0f} GB), by `python benchmarks/run.py`. "
-        f"{named}. Contenders take turns; ratios are within a round."
+        f"{named}. Contenders take turns; ratios are within a round.{beside}"
     )
 
 

@@ -32,7 +32,7 @@ def benchmark(monkeypatch):
 
 
 def test_results_fit_their_schema(results):
-    """Every row has its figures, and every part says when, by which commit and how loaded it ran."""
+    """Every row has its figures, and every part says when, by which commit and beside what else it ran."""
     schema = json.loads((BENCHMARKS / "results.schema.json").read_text(encoding="utf-8"))
 
     jsonschema.Draft202012Validator.check_schema(schema)
