@@ -53,7 +53,7 @@ from turns import Clock, Measured, Turn, in_turns, process, serve
 
 FINALISTS = {"luna_cls": 1, "Keras": 1, "PyTorch": 1, "OpenVINO": 2}
 WITHOUT = "without normalisation"
-FILTERS, DENSE_UNITS, SIZE_VOX = (16, 32, 64, 128), 512, 31
+FILTERS, SIZE_VOX = (16, 32, 64, 128), 31
 
 # A turn is of so many seconds; what is measured is of each cube.
 Run = Callable[[], int]  # reads one batch or several; returns how many cubes
@@ -237,6 +237,7 @@ def _through(queue: Any, cubes: np.ndarray) -> int:
 
 def _pytorch(batch: int, options: argparse.Namespace) -> dict[str, Run]:
     import torch
+    from torch_net import seed_cnn
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     runs = {}
@@ -252,7 +253,7 @@ def _pytorch(batch: int, options: argparse.Namespace) -> dict[str, Run]:
             name += f", {WITHOUT}" if is_bare else ""
             if not re.search(options.match, name):
                 continue
-            net = _pytorch_net(is_bare=is_bare).eval().to(dtype).to(memory_format=memory_format)
+            net = seed_cnn(FILTERS, is_bare=is_bare).eval().to(dtype).to(memory_format=memory_format)
             runs[name] = _pytorch_run(net, cubes, how, is_autocast=is_autocast)
     return runs
 
@@ -272,22 +273,6 @@ def _pytorch_run(net: Any, cubes: Any, how: str, *, is_autocast: bool) -> Run:
         return len(cubes)
 
     return run
-
-
-def _pytorch_net(*, is_bare: bool) -> Any:
-    from torch import nn
-
-    def normalization(kind: Any, count: int) -> list[Any]:
-        return [] if is_bare else [kind(count, eps=1e-3)]
-
-    layers: list[Any] = []
-    for before, count in itertools.pairwise((1, *FILTERS)):
-        for channels in (before, count):
-            layers += [nn.Conv3d(channels, count, 3, padding=1), nn.ReLU()]
-            layers += normalization(nn.BatchNorm3d, count)
-        layers += [nn.MaxPool3d(2), *normalization(nn.BatchNorm3d, count)]
-    layers += [nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(FILTERS[-1], DENSE_UNITS), nn.ReLU()]
-    return nn.Sequential(*layers, *normalization(nn.BatchNorm1d, DENSE_UNITS), nn.Linear(DENSE_UNITS, 1))
 
 
 # The whole of predict, and its stages.

@@ -130,6 +130,7 @@ def main() -> None:
         return
     wanted = [part for part in PARTS if part.name in (options.only or [part.name])]
     results = _begun(options)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what runs is ended, too
     began = time.perf_counter()
     for part in wanted:
         record, measured = _run(part, options)

@@ -410,6 +410,7 @@ def _keras_turn(net: Any, cubes: np.ndarray, labels: np.ndarray, batch: int) -> 
 
 def _pytorch(options: argparse.Namespace) -> Offered:
     import torch
+    from torch_net import seed_cnn
 
     device = "cuda" if options.device == "gpu" else "cpu"
     torch.set_num_threads(len(os.sched_getaffinity(0)))
@@ -430,7 +431,7 @@ def _pytorch(options: argparse.Namespace) -> Offered:
                 if not re.search(options.match, name):
                     continue
                 torch.manual_seed(0)
-                net = _pytorch_net(_filters(options)).to(device, memory_format=getattr(torch, layout))
+                net = seed_cnn(_filters(options)).to(device, memory_format=getattr(torch, layout))
                 cubes = torch.from_numpy(
                     _unit_range(_random_hu(options.batch)).transpose(0, 4, 1, 2, 3).copy()
                 )
@@ -441,38 +442,6 @@ def _pytorch(options: argparse.Namespace) -> Offered:
                 floating = (buffer for buffer in net.buffers() if buffer.is_floating_point())
                 parameters = sum(tensor.numel() for tensor in (*net.parameters(), *floating))
     return parameters, turns
-
-
-def _pytorch_net(filters: list[int]) -> Any:
-    from torch import nn
-
-    def normalization(count: int, kind: type[nn.Module] = nn.BatchNorm3d) -> nn.Module:
-        return kind(count, eps=1e-3, momentum=0.01)  # Keras' defaults
-
-    blocks = [
-        layer
-        for before, count in itertools.pairwise([1, *filters])
-        for layer in (
-            nn.Conv3d(before, count, 3, padding=1),
-            nn.ReLU(),
-            normalization(count),
-            nn.Conv3d(count, count, 3, padding=1),
-            nn.ReLU(),
-            normalization(count),
-            nn.MaxPool3d(2),
-            normalization(count),
-        )
-    ]
-    head = [
-        nn.AdaptiveAvgPool3d(1),
-        nn.Flatten(),
-        nn.Linear(filters[-1], 512),
-        nn.ReLU(),
-        normalization(512, nn.BatchNorm1d),
-        nn.Dropout(0.4),
-        nn.Linear(512, 1),
-    ]
-    return nn.Sequential(*blocks, *head)
 
 
 def _pytorch_step(
