@@ -1,6 +1,6 @@
 """Trains the seed CNN with the fused batch normalisation and with Keras' own, in turns.
 
-python benchmarks/batch_normalization.py [--batch 64] [--rounds 5] [--steps 4]
+python benchmarks/batch_normalization.py [--batch 64] [--rounds 5] [--steps 4] [--json FILE]
 
 Prints cubes/s and their ratio in float32 and in bfloat16. The nets take turns within a round and the
 medians over the rounds are compared, so a machine whose speed drifts slows both.
@@ -11,14 +11,21 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from functools import partial
+from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import numpy as np
+import rows
+from turns import in_turns
 
 from luna_cls.learning import models
 from luna_cls.learning.layers import FusedBatchNormalization
+
+FUSED = "luna_cls, fused"
+LAYERS = {FUSED: FusedBatchNormalization, "Keras' own": keras.layers.BatchNormalization}
 
 
 def compiled_net(layer: type[keras.layers.BatchNormalization], precision: str) -> keras.Model:
@@ -50,26 +57,26 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     generator = np.random.default_rng(0)
     cubes = generator.integers(-1000, 400, (options.batch, 31, 31, 31, 1), np.int16)
     labels = generator.integers(0, 2, (options.batch, 1)).astype("float32")
+    measured = []
     for precision in ("float32", "mixed_bfloat16"):
-        nets = {
-            "fused": compiled_net(FusedBatchNormalization, precision),
-            "keras": compiled_net(keras.layers.BatchNormalization, precision),
+        contenders = {
+            name: partial(cubes_per_second, compiled_net(layer, precision), cubes, labels, options.steps)
+            for name, layer in LAYERS.items()
         }
-        speeds: dict[str, list[float]] = {name: [] for name in nets}
-        for net in nets.values():
-            cubes_per_second(net, cubes, labels, 2)
-        for _ in range(options.rounds):
-            for name, net in nets.items():
-                speeds[name].append(cubes_per_second(net, cubes, labels, options.steps))
-        fused, stock = np.median(speeds["fused"]), np.median(speeds["keras"])
+        speeds = in_turns(contenders, options.rounds)
+        what = f"training the same net with either batch normalisation, {precision}"
+        measured += rows.in_turn(what, speeds, "cubes/s", to=FUSED, headlines=LAYERS)
+        fused, stock = measured[-2:]
         print(
-            f"{precision:15} fused {fused:6.1f} cubes/s   keras {stock:6.1f} cubes/s   "
-            f"ratio {fused / stock:.2f}"
+            f"{precision:15} fused {fused['figure']}   keras {stock['figure']}   "
+            f"ratio {stock['ratio']['median']:.2f}"
         )
+    rows.write(options.json, measured)
 
 
 if __name__ == "__main__":

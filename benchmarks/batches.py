@@ -1,24 +1,30 @@
 """Batches of training cubes from a store in the page cache.
 
-python benchmarks/batches.py [--cubes 20000] [--rounds 5] [--margin 5] [--folder FOLDER]
+python benchmarks/batches.py [--cubes 20000] [--rounds 5] [--margin 5] [--folder FOLDER] [--json FILE]
 
 A store of random cubes of 31 voxels, 1 in 500 a nodule, is made in FOLDER (a temporary one): without a
 margin, with one, and in uint8. Each is read once, so that it lies in memory. Batches of 128, every eighth
 cube a nodule, shuffled over all cubes, are drawn with nothing done to them, with each augmentation alone and
-with all. Prints cubes/s: median, slowest and fastest round; the contenders take turns.
+with all. Prints cubes/s: medians and quartiles of the rounds; the contenders take turns.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
-import statistics
 import tempfile
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import rows
+from random_store import random_store
+from turns import in_turns
 
 from luna_cls.cubes.plan import Plan
 from luna_cls.cubes.store import CubeFormat, CubeStore
@@ -46,6 +52,8 @@ CONTENDERS = {  # name: (store, augmentation)
     "all of these": ("margin", {"symmetries": "cube"} | MOVED | CHANGED),
 }
 
+HEADLINES = ("nothing", "all of these")
+
 
 def main() -> None:
     """Measures and prints."""
@@ -54,48 +62,45 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--margin", type=int, default=5)
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        count = options.cubes
         stores = {
-            "int16": _store(Path(folder) / "int16", options.cubes, CubeFormat()),
-            "uint8": _store(Path(folder) / "uint8", options.cubes, CubeFormat(dtype="uint8")),
-            "margin": _store(
-                Path(folder) / "margin", options.cubes // 2, CubeFormat(margin_vox=options.margin)
+            "int16": random_store(Path(folder) / "int16", _table(count)),
+            "uint8": random_store(Path(folder) / "uint8", _table(count), CubeFormat(dtype="uint8")),
+            "margin": random_store(
+                Path(folder) / "margin", _table(count // 2), CubeFormat(margin_vox=options.margin)
             ),
         }
-        speeds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
-        for index in range(options.rounds + 1):
-            for name, (store, wanted) in CONTENDERS.items():
-                settings = None if wanted is None else AugmentationSettings(**wanted)
-                speed = _cubes_per_second(stores[store], settings, index)
-                if index:  # the first round warms up
-                    speeds[name].append(speed)
-    print(f"cubes/s, batches of {BATCH_SIZE}, {len(os.sched_getaffinity(0))} cores")
-    for name, of_rounds in speeds.items():
-        median, low, high = statistics.median(of_rounds), min(of_rounds), max(of_rounds)
-        print(f"{name:45} {median:8,.0f}   ({low:,.0f} to {high:,.0f})")
+        epochs = itertools.count()
+        contenders = {
+            name: partial(_cubes_per_second, stores[store], wanted, epochs)
+            for name, (store, wanted) in CONTENDERS.items()
+        }
+        speeds = in_turns(contenders, options.rounds)
+    what = f"batches of {BATCH_SIZE} from a store in memory, shuffled, {POSITIVES_PER_BATCH} nodules in each"
+    measured = [
+        rows.row(what, name, of_rounds, "cubes/s", headline=name in HEADLINES)
+        for name, of_rounds in speeds.items()
+    ]
+    print(f"{what}; {len(os.sched_getaffinity(0))} cores; done to the cubes:")
+    for row in measured:
+        print(f"{row['with']:45} {row['figure']}")
+    rows.write(options.json, measured)
 
 
-def _store(folder: Path, count: int, stored: CubeFormat) -> CubeStore:
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    shape = count, *stored.with_margin.shape_zyx
-    cubes = np.lib.format.open_memmap(folder / "cubes.npy", "w+", stored.dtype, shape)
-    some = stored.pack(rng.integers(-1000, 400, (100, *shape[1:]), np.int16))
-    for start in range(0, count, len(some)):
-        cubes[start : start + len(some)] = some[: count - start]
-    cubes.flush()
-    table = pd.DataFrame({"seriesuid": "1.2.3", "class": (np.arange(count) % 500 == 0).astype(int)})
-    store = CubeStore(folder, stored, table)
-    store.cubes.sum()  # into the page cache
-    return store
+def _table(count: int) -> pd.DataFrame:
+    return pd.DataFrame({"seriesuid": "1.2.3", "class": (np.arange(count) % 500 == 0).astype(int)})
 
 
-def _cubes_per_second(store: CubeStore, augmentation: AugmentationSettings | None, epoch: int) -> float:
-    rows = np.arange(len(store.candidates))
+def _cubes_per_second(store: CubeStore, wanted: dict[str, Any] | None, epochs: Iterator[int]) -> float:
+    """Of the next epoch, its first batch left out."""
+    augmentation = None if wanted is None else AugmentationSettings(**wanted)
+    numbers, epoch = np.arange(len(store.candidates)), next(epochs)
     is_nodule = store.labels == 1
     plan = Plan(
-        rows[~is_nodule], rows[is_nodule], BATCH_SIZE, seed=0,
+        numbers[~is_nodule], numbers[is_nodule], BATCH_SIZE, seed=0,
         steps_per_epoch=STEPS, positives_per_batch=POSITIVES_PER_BATCH,
     )  # fmt: skip
     batches = iter(training_batches(store, plan, range(epoch, epoch + 1), augmentation))

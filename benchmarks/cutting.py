@@ -1,9 +1,9 @@
 """Cuts cubes from a scan in memory on one core.
 
-python benchmarks/cutting.py [SCAN.mhd] [--cubes 1000] [--rounds 5]
+python benchmarks/cutting.py [SCAN.mhd] [--cubes 1000] [--rounds 5] [--json FILE]
 
 Without a scan, a noise volume of LUNA16's usual shape (140 x 512 x 512 voxels of 2.5 x 0.7 x 0.7 mm) is
-cut at random points. Prints cubes/s: the median, slowest and fastest round.
+cut at random points. Prints cubes/s: the median and quartiles of the rounds.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import os
 os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
 
 import argparse
-import statistics
 import time
 from pathlib import Path
 
 import numpy as np
+import rows
 
 from luna_cls.cubes.cutting import cut_cubes
 from luna_cls.scans.grid import Grid
@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("scan", nargs="?", type=Path)
     parser.add_argument("--cubes", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
@@ -47,10 +48,10 @@ def main() -> None:
         start = time.perf_counter()
         cut_cubes(volume, points_xyz_mm)
         speeds.append(options.cubes / (time.perf_counter() - start))
-    print(
-        f"{statistics.median(speeds):.0f} cubes/s on one core "
-        f"({min(speeds):.0f} to {max(speeds):.0f} over {options.rounds} rounds)"
-    )
+    what = "cutting cubes from a scan in memory, one core"
+    measured = rows.row(what, "luna_cls", speeds, "cubes/s", headline=True)
+    print(f"{what}: {measured['figure']}, {options.rounds} rounds")
+    rows.write(options.json, [measured])
 
 
 if __name__ == "__main__":

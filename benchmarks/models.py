@@ -1,6 +1,6 @@
 """The networks side by side: size, speed, and what each makes of the demo's phantom.
 
-python benchmarks/models.py [--batch 64] [--rounds 5] [--steps 3]
+python benchmarks/models.py [--batch 64] [--rounds 5] [--steps 3] [--json FILE]
 python benchmarks/models.py phantom OUT
 
 The first prints parameters, floating-point operations a cube (two for each multiplication and addition of
@@ -14,8 +14,12 @@ from __future__ import annotations
 
 import argparse
 import math
+import statistics
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from luna_cls.startup import load_tensorflow_quietly
 
@@ -23,6 +27,8 @@ load_tensorflow_quietly()
 
 import keras
 import numpy as np
+import rows
+from turns import in_turns
 
 from luna_cls import demo
 from luna_cls.cubes.preparation import prepare
@@ -57,44 +63,49 @@ def operations(model: keras.Model) -> int:
     return total
 
 
-def speeds(batch: int, rounds: int, steps: int) -> dict[str, tuple[float, float]]:
-    """Median cubes/s of training and of inference, by model."""
-    generator, nets, rates = np.random.default_rng(0), {}, {}
+def speeds(batch: int, rounds: int, steps: int) -> dict[str, dict[str, list[float]]]:
+    """Cubes/s of training and of inference of every round, by model."""
+    generator, works = np.random.default_rng(0), {}
     for name in models.MODELS:
         net = models.get(name)
         net.compile(adamw(OptimizerSettings(), 1000), losses.get("bce"), jit_compile=models.jit_compile())
         cubes = generator.integers(-1000, 400, (batch, *net.input_shape[1:]), np.int16)
         labels = generator.integers(0, 2, (batch, 1)).astype("float32")
-        nets[name] = (
-            lambda net=net, cubes=cubes, labels=labels: net.train_on_batch(cubes, labels),
-            lambda net=net, cubes=cubes: net.predict_on_batch(cubes),
-        )
-        rates[name] = ([], [])
-        for work in nets[name]:
+        works["training", name] = partial(net.train_on_batch, cubes, labels)
+        works["inference", name] = partial(net.predict_on_batch, cubes)
+    for work in works.values():
+        work()
+
+    def cubes_per_second(work: Callable[[], Any]) -> float:
+        start = time.perf_counter()
+        for _ in range(steps):
             work()
-    for _ in range(rounds):
-        for name, works in nets.items():
-            for work, seen in zip(works, rates[name], strict=True):
-                start = time.perf_counter()
-                for _ in range(steps):
-                    work()
-                seen.append(steps * batch / (time.perf_counter() - start))
-    return {name: tuple(float(np.median(seen)) for seen in pair) for name, pair in rates.items()}
+        return steps * batch / (time.perf_counter() - start)
+
+    contenders = {key: partial(cubes_per_second, work) for key, work in works.items()}
+    seen = in_turns(contenders, rounds, warm_up=0)
+    return {kind: {name: seen[kind, name] for name in models.MODELS} for kind in ("training", "inference")}
 
 
-def compare_sizes(batch: int, rounds: int, steps: int) -> None:
+def compare_sizes(batch: int, rounds: int, steps: int) -> list[rows.Row]:
     """Prints what each network is and how fast."""
     policy = set_policy("auto")
     print(f"batches of {batch}, {policy}")
     print("| network | cube, voxels | parameters | GFLOP a cube | training, cubes/s | inference, cubes/s |")
     print("|---|--:|--:|--:|--:|--:|")
     measured = speeds(batch, rounds, steps)
-    for name, (training, inference) in measured.items():
+    for name in models.MODELS:
         net = models.get(name)
+        training, inference = (statistics.median(own[name]) for own in measured.values())
         print(
             f"| `{name}` | {net.input_shape[1]} | {net.count_params():,} | {operations(net) / 1e9:.2f} "
             f"| {training:.0f} | {inference:.0f} |"
         )
+    return [
+        rows.row(f"{kind} through Keras, {batch} cubes, by network", f"`{name}`", own[name], "cubes/s")
+        for kind, own in measured.items()
+        for name in models.MODELS
+    ]
 
 
 def compare_on_phantom(out: Path) -> None:
@@ -150,9 +161,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if options.what is None:
-        compare_sizes(options.batch, options.rounds, options.steps)
+        rows.write(options.json, compare_sizes(options.batch, options.rounds, options.steps))
     elif options.out is None:
         parser.error("phantom takes the folder to make")
     else:

@@ -1,14 +1,16 @@
 """How long the phantom takes, how hard it is, and how near its HU are to real ones.
 
-python benchmarks/phantom.py time [--scans 20]
+python benchmarks/phantom.py time [--scans 20] [--json FILE]
+python benchmarks/phantom.py scan OUT
 python benchmarks/phantom.py hu LUNA_DIR [--scans 12]
 python benchmarks/phantom.py hardness PHANTOM [FINDINGS.csv]
 python benchmarks/phantom.py proposals PHANTOM
 
 `time` makes one scan of 512 x 512 x 200 voxels on one core, then small scans on all cores, and prints
-seconds and memory. `hu` compares histograms of HU with those of real scans: in the lungs, in vessels (over
--600 HU, a ball of 10 mm around it mostly lung), and in the chest wall (within 15 mm outside the lungs);
-Wasserstein distances in HU, with real against real as the yardstick. `hardness` prints the AUC of features of
+seconds and memory. `scan` makes one scan of LUNA16's usual shape in OUT. `hu` compares histograms of HU with
+those of real scans: in the lungs, in vessels (over -600 HU, a ball of 10 mm around it mostly lung), and in
+the chest wall (within 15 mm outside the lungs); Wasserstein distances in HU, with real against real as the
+yardstick. `hardness` prints the AUC of features of
 the Hessian's eigenvalues on a phantom's candidates; with findings of some of its scans, as `luna-cls predict`
 writes them, also the share of nodules found at one false alarm a scan, by size, kind and attachment.
 `proposals` prints the share hit by one of the points that `luna-cls predict` looks at without a list.
@@ -27,6 +29,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import rows
 from numpy.typing import NDArray
 from scipy import ndimage, stats
 from sklearn.metrics import roc_auc_score
@@ -42,6 +45,7 @@ from luna_cls.scans.proposals import MOST, propose
 from luna_cls.scans.volume import CTVolume, read_volume
 
 LARGE = Acquisition((200, 200), (512, 512), (0.6, 0.7), (1.5,))
+USUAL = Acquisition((140, 140), (512, 512), (0.7, 0.7), (2.5,), flipped_share=0.0)
 SIZES_MM = (0.0, 6.0, 10.0, 40.0)
 SAMPLED = 200_000
 
@@ -52,6 +56,9 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     timed = commands.add_parser("time")
     timed.add_argument("--scans", type=int, default=20)
+    timed.add_argument("--json", type=Path)
+    usual = commands.add_parser("scan")
+    usual.add_argument("out", type=Path)
     compared = commands.add_parser("hu")
     compared.add_argument("luna_dir", type=Path)
     compared.add_argument("--scans", type=int, default=12)
@@ -62,7 +69,9 @@ def main() -> None:
     proposed.add_argument("phantom", type=Path)
     options = parser.parse_args()
     if options.command == "time":
-        _print_times(options.scans)
+        rows.write(options.json, _print_times(options.scans))
+    elif options.command == "scan":
+        write_phantom(options.out, 1, 0, acquisition=USUAL, workers=1)
     elif options.command == "hu":
         _print_distances(options.luna_dir, options.scans)
     elif options.command == "hardness":
@@ -71,15 +80,21 @@ def main() -> None:
         _print_proposed(options.phantom)
 
 
-def _print_times(num_scans: int) -> None:
+def _print_times(num_scans: int) -> list[rows.Row]:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         seconds, gigabytes = pool.apply(_make_large)
-    print(f"one scan of 512 x 512 x 200 voxels on one core: {seconds:.1f} s, {gigabytes:.1f} GB")
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         write_phantom(Path(folder) / "phantom", num_scans, 0)
-        seconds = time.perf_counter() - start
-    print(f"{num_scans} small scans on all cores, written: {seconds:.1f} s")
+        all_seconds = time.perf_counter() - start
+    measured = [
+        rows.row("one phantom scan of 512 x 512 x 200 voxels, one core", "time", [seconds], "s"),
+        rows.row("one phantom scan of 512 x 512 x 200 voxels, one core", "memory", [gigabytes], "GB"),
+        rows.row(f"{num_scans} small phantom scans on all cores, written", "time", [all_seconds], "s"),
+    ]
+    for row in measured:
+        print(f"{row['what']}: {row['with']} {row['figure']}")
+    return measured
 
 
 def _make_large() -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 make test-torch openvino
 python benchmarks/predict.py [--rounds 7] [--seconds 2] [--batches 16 64 128] [--only luna_cls Keras]
+    [--match REGEX] [--json FILE]
 
 Filters 16-32-64-128, 512 dense units, cubes of 31 voxels, random weights. Each contender is a process of its
 own, on all cores. All stay alive; one computes at a time:
@@ -21,7 +22,7 @@ processor time a cube on all cores together; and how many times as fast luna_cls
 within a round. A machine that others use too slows all alike; processor time tells more then. Without a
 Python that has PyTorch or OpenVINO, it goes on without.
 
-python benchmarks/predict.py --scan SCAN.mhd [--copies 12] [--candidates 850] [--rounds 7]
+python benchmarks/predict.py --scan SCAN.mhd [--copies 12] [--candidates 850] [--rounds 7] [--json FILE]
 
 The whole of predict, with the model that comes with luna_cls, on so many copies of a scan: seconds a scan of
 each stage by itself, on all cores and as many scans at a time as predict reads, and of predict from when its
@@ -33,25 +34,28 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
-import json
 import os
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rows
+from turns import Clock, Measured, Turn, in_turns, process, serve
 
 FINALISTS = {"luna_cls": 1, "Keras": 1, "PyTorch": 1, "OpenVINO": 2}
 WITHOUT = "without normalisation"
-FILTERS, DENSE_UNITS, SIZE_VOX = (16, 32, 64, 128), 512, 31
+FILTERS, SIZE_VOX = (16, 32, 64, 128), 31
 
-Turn = dict[str, float]  # seconds and core_seconds a cube
+# A turn is of so many seconds; what is measured is of each cube.
 Run = Callable[[], int]  # reads one batch or several; returns how many cubes
 
 
@@ -59,11 +63,10 @@ def main() -> None:
     """Measures and prints; with --serve, is one of the processes that take turns."""
     options = _options()
     if options.serve:
-        _serve(options)
-    elif options.scan:
-        print_stages(options.scan, options.copies, options.candidates, options.rounds)
-    else:
-        print_throughput(options)
+        serve(lambda: (None, _turns(options)))
+        return
+    measured = whole(options) if options.scan else throughput(options)
+    rows.write(options.json, measured)
 
 
 def _options() -> argparse.Namespace:
@@ -77,7 +80,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--torch-python", default=".venv-torch/bin/python")
     parser.add_argument("--openvino-python", default=".venv-openvino/bin/python")
     parser.add_argument("--only", nargs="+", choices=FINALISTS, default=tuple(FINALISTS))
-    parser.add_argument("--match", default="", help="of PyTorch, only variants with this in their name")
+    parser.add_argument("--match", default="", help="of PyTorch, only variants it is found in")
+    parser.add_argument("--json", type=Path)
     parser.add_argument("--serve", choices=FINALISTS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -86,8 +90,8 @@ def _options() -> argparse.Namespace:
 # Throughput of the network.
 
 
-def print_throughput(options: argparse.Namespace) -> None:
-    """Cubes a second of every contender."""
+def throughput(options: argparse.Namespace) -> list[rows.Row]:
+    """Cubes a second of every contender, printed."""
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         options.folder = Path(folder)
         subprocess.run([sys.executable, "-c", _EXPORT, folder], check=True, env=_environment())
@@ -95,34 +99,39 @@ def print_throughput(options: argparse.Namespace) -> None:
         take_turn, finalists = {}, []
         for contender in options.only:
             heats = {}
-            for name, turn in stack.enter_context(_process(contender, options)).items():
-                if contender == "PyTorch" and options.match not in name:
-                    continue
+            for name, turn in _started(contender, options, stack).items():
                 take_turn[name], heats[name] = turn, turn(0.0)
                 print(f"{name:78} {1 / heats[name]['seconds']:8.1f}", flush=True)
             finalists += _fastest(heats, FINALISTS[contender])
-        rounds = [
+        measured = [
             {name: take_turn[name](options.seconds) for name in finalists} for _ in range(options.rounds)
         ]
     print(f"\nmedians of {options.rounds} rounds:")
     print(f"{'':78} {'cubes/s':>8} {'core-µs':>8} {'luna_cls is':>12} {'in core-µs':>12}")
+    first = finalists[0]
     for name in finalists:
-        line = f"{name:78} {1 / _median(rounds, name, 'seconds'):8.1f}"
-        line += f" {1e6 * _median(rounds, name, 'core_seconds'):8.0f}"
+        line = f"{name:78} {1 / _median(measured, name, 'seconds'):8.1f}"
+        line += f" {1e6 * _median(measured, name, 'core_seconds'):8.0f}"
         for what in ("seconds", "core_seconds"):
-            ratio = statistics.median(turns[name][what] / turns[finalists[0]][what] for turns in rounds)
+            ratio = statistics.median(of_round[name][what] / of_round[first][what] for of_round in measured)
             line += f" {ratio:6.2f} times"
         print(line)
+    speeds = {name: [1 / of_round[name]["seconds"] for of_round in measured] for name in finalists}
+    what = "inference of the seed CNN"
+    if len(options.batches) == 1:
+        what += f", {options.batches[0]} cubes"
+        speeds = {name.partition(", batches of ")[0]: own for name, own in speeds.items()}
+    return rows.in_turn(what, speeds, "cubes/s", to=next(iter(speeds)), headlines=speeds)
 
 
-def _fastest(heats: dict[str, Turn], count: int) -> list[str]:
+def _fastest(heats: dict[str, Measured], count: int) -> list[str]:
     order = sorted(heats, key=lambda name: heats[name]["seconds"])
     whole = [name for name in order if WITHOUT not in name]
     return whole[:count] + [name for name in order if WITHOUT in name][:count]
 
 
-def _median(rounds: list[dict[str, Turn]], name: str, what: str) -> float:
-    return statistics.median(turns[name][what] for turns in rounds)
+def _median(measured: list[dict[str, Measured]], name: str, what: str) -> float:
+    return statistics.median(of_round[name][what] for of_round in measured)
 
 
 _EXPORT = """
@@ -151,64 +160,36 @@ def _environment() -> dict[str, str]:
     return {"TF_CPP_MIN_LOG_LEVEL": "2", **os.environ, "KERAS_BACKEND": "tensorflow"}
 
 
-@contextlib.contextmanager
-def _process(contender: str, options: argparse.Namespace) -> Iterator[dict[str, Callable[[float], Turn]]]:
-    """A process for a contender: its variants, each a function that asks for a turn of so many seconds."""
+def _started(contender: str, options: argparse.Namespace, stack: contextlib.ExitStack) -> dict[str, Turn]:
+    """Starts a process for a contender: its variants, each a function that asks for a turn."""
     pythons = {"PyTorch": options.torch_python, "OpenVINO": options.openvino_python}
     python = pythons.get(contender, sys.executable)
     if not Path(python).is_file():
-        print(f"No {python}: no {contender}. See the head of {Path(__file__).name}.")
-        yield {}
-        return
+        print(f"No {python}: no {contender}. See the head of {Path(__file__).name}.", flush=True)
+        return {}
     batches = [str(batch) for batch in options.batches]
-    command = [python, __file__, "--serve", contender, "--folder", options.folder, "--batches", *batches]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=_environment()
-    ) as process:
-        to, from_ = process.stdin, process.stdout
-        assert to is not None
-        assert from_ is not None
-
-        def answer() -> Any:
-            line = from_.readline()
-            if not line:
-                sys.exit(f"The process of {contender} died.")
-            return json.loads(line)
-
-        def turn_of(name: str) -> Callable[[float], Turn]:
-            def turn(seconds: float) -> Turn:
-                print(json.dumps([name, seconds]), file=to, flush=True)
-                return answer()
-
-            return turn
-
-        yield {name: turn_of(name) for name in answer()}
+    command = [python, __file__, "--serve", contender, "--folder", str(options.folder)]
+    command += [f"--match={options.match}", "--batches", *batches]
+    _, turns = stack.enter_context(process(contender, command, _environment()))
+    return turns
 
 
-def _serve(options: argparse.Namespace) -> None:
-    """Takes the turns it is told to on stdin; answers on stdout, where nothing else may write."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+def _turns(options: argparse.Namespace) -> dict[str, Turn]:
     variants = {"luna_cls": _luna_cls, "Keras": _keras, "PyTorch": _pytorch, "OpenVINO": _openvino}
-    runs = {
-        f"{options.serve}, {name}, batches of {batch}": run
+    return {
+        f"{options.serve}, {name}, batches of {batch}": partial(_turn, run)
         for batch in options.batches
-        for name, run in variants[options.serve](batch, options.folder).items()
+        for name, run in variants[options.serve](batch, options).items()
     }
-    print(json.dumps(list(runs)), file=answers, flush=True)
-    for line in sys.stdin:
-        name, seconds = json.loads(line)
-        print(json.dumps(_turn(runs[name], seconds)), file=answers, flush=True)
 
 
-def _turn(run: Run, seconds: float) -> Turn:
+def _turn(run: Run, seconds: float) -> Measured:
     """Batches for so many seconds, and at least some 256 cubes, after one that does not count."""
     run()
-    start, core_start, cubes = time.perf_counter(), time.process_time(), 0
-    while cubes < 256 or time.perf_counter() - start < seconds:
+    clock, cubes = Clock(), 0
+    while cubes < 256 or clock.seconds() < seconds:
         cubes += run()
-    taken, core_taken = time.perf_counter() - start, time.process_time() - core_start
-    return {"seconds": taken / cubes, "core_seconds": core_taken / cubes}
+    return clock.each_of(cubes)
 
 
 def _random_hu(batch: int) -> np.ndarray:
@@ -216,26 +197,26 @@ def _random_hu(batch: int) -> np.ndarray:
     return np.random.default_rng(0).integers(-1000, 400, shape, np.int16)
 
 
-def _luna_cls(batch: int, folder: Path) -> dict[str, Run]:
+def _luna_cls(batch: int, options: argparse.Namespace) -> dict[str, Run]:
     from luna_cls.inference import folding
     from luna_cls.learning import models
 
-    fast, cubes = folding.fast(models.load(folder / "model.keras")), _random_hu(batch)
+    fast, cubes = folding.fast(models.load(options.folder / "model.keras")), _random_hu(batch)
     return {"folded": lambda: len(fast(cubes))}
 
 
-def _keras(batch: int, folder: Path) -> dict[str, Run]:
+def _keras(batch: int, options: argparse.Namespace) -> dict[str, Run]:
     from luna_cls.learning import models
 
-    model, cubes = models.load(folder / "model.keras"), _random_hu(batch)
+    model, cubes = models.load(options.folder / "model.keras"), _random_hu(batch)
     return {"predict_on_batch": lambda: len(model.predict_on_batch(cubes))}
 
 
-def _openvino(batch: int, folder: Path) -> dict[str, Run]:
+def _openvino(batch: int, options: argparse.Namespace) -> dict[str, Run]:
     sys.modules.setdefault("openvino_telemetry", None)  # it would tell its maker of every import
     import openvino
 
-    model = openvino.convert_model(folder / "saved_model")
+    model = openvino.convert_model(options.folder / "saved_model")
     model.reshape([batch, SIZE_VOX, SIZE_VOX, SIZE_VOX, 1])
     cubes, runs = _random_hu(batch), {}
     for hint in ("LATENCY", "THROUGHPUT"):
@@ -254,10 +235,10 @@ def _through(queue: Any, cubes: np.ndarray) -> int:
     return len(queue) * len(cubes)
 
 
-def _pytorch(batch: int, folder: Path) -> dict[str, Run]:
+def _pytorch(batch: int, options: argparse.Namespace) -> dict[str, Run]:
     import torch
+    from torch_net import seed_cnn
 
-    del folder
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     runs = {}
     for layout, is_bare, is_autocast in itertools.product(
@@ -268,9 +249,11 @@ def _pytorch(batch: int, folder: Path) -> dict[str, Run]:
         shape = (batch, 1, SIZE_VOX, SIZE_VOX, SIZE_VOX)
         cubes = torch.rand(shape).to(dtype).to(memory_format=memory_format)
         for how in ("eager", "compiled", "compiled and frozen"):
-            net = _pytorch_net(is_bare=is_bare).eval().to(dtype).to(memory_format=memory_format)
             name = f"{'autocast' if is_autocast else 'bfloat16'}, {layout.removesuffix('_format')}, {how}"
             name += f", {WITHOUT}" if is_bare else ""
+            if not re.search(options.match, name):
+                continue
+            net = seed_cnn(FILTERS, is_bare=is_bare).eval().to(dtype).to(memory_format=memory_format)
             runs[name] = _pytorch_run(net, cubes, how, is_autocast=is_autocast)
     return runs
 
@@ -292,27 +275,11 @@ def _pytorch_run(net: Any, cubes: Any, how: str, *, is_autocast: bool) -> Run:
     return run
 
 
-def _pytorch_net(*, is_bare: bool) -> Any:
-    from torch import nn
-
-    def normalization(kind: Any, count: int) -> list[Any]:
-        return [] if is_bare else [kind(count, eps=1e-3)]
-
-    layers: list[Any] = []
-    for before, count in itertools.pairwise((1, *FILTERS)):
-        for channels in (before, count):
-            layers += [nn.Conv3d(channels, count, 3, padding=1), nn.ReLU()]
-            layers += normalization(nn.BatchNorm3d, count)
-        layers += [nn.MaxPool3d(2), *normalization(nn.BatchNorm3d, count)]
-    layers += [nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(FILTERS[-1], DENSE_UNITS), nn.ReLU()]
-    return nn.Sequential(*layers, *normalization(nn.BatchNorm1d, DENSE_UNITS), nn.Linear(DENSE_UNITS, 1))
-
-
 # The whole of predict, and its stages.
 
 
-def print_stages(scan: Path, copies: int, candidates: int, rounds: int) -> None:
-    """Seconds a scan, of each stage by itself on all cores, and of predict from first scan to last."""
+def whole(options: argparse.Namespace) -> list[rows.Row]:
+    """Seconds a scan, of each stage by itself on all cores, and of predict, first scan to last; printed."""
     import pandas as pd
 
     from luna_cls.cubes.cutting import cut_cubes
@@ -323,10 +290,11 @@ def print_stages(scan: Path, copies: int, candidates: int, rounds: int) -> None:
     from luna_cls.scans.proposals import propose
     from luna_cls.scans.volume import read_volume
 
+    scan, copies = options.scan, options.copies
     volume = read_volume(scan)
     score = Scorer(open_bundles("phantom"))
     proposals = propose(volume)[COORDINATES].to_numpy()
-    listed = np.resize(proposals, (candidates, 3))
+    listed = np.resize(proposals, (options.candidates, 3))
     cubes = {len(points): cut_cubes(volume, points, score.spec) for points in (listed, proposals)}
     readers = min(MAX_READERS, len(os.sched_getaffinity(0)))
 
@@ -347,34 +315,43 @@ def print_stages(scan: Path, copies: int, candidates: int, rounds: int) -> None:
             score(batch)
         return (time.perf_counter() - start) / 3 / BATCH_SIZE * count
 
+    measured: list[rows.Row] = []
     with tempfile.TemporaryDirectory() as folder:
         names = _under_many_names(scan, Path(folder) / "scans", copies)
         table = pd.concat(pd.DataFrame(listed, columns=COORDINATES).assign(seriesuid=name) for name in names)
         table.to_csv(Path(folder) / "candidates.csv", index=False)
         for points, csv in ((listed, Path(folder) / "candidates.csv"), (proposals, None)):
-            taken: dict[str, list[float]] = {}
-            for _ in range(rounds):
-                turn = {"reading": of_all(lambda: read_volume(scan))}
-                if csv is None:
-                    turn["proposing"] = of_all(lambda: propose(volume))
-                turn["cutting"] = of_all(lambda points=points: cut_cubes(volume, points, score.spec))
-                turn["scoring"] = scored(len(points))
-                turn["predict"] = _predicted(Path(folder), csv) / copies
-                for name, seconds in turn.items():
-                    taken.setdefault(name, []).append(seconds)
-            shape = " x ".join(map(str, volume.hu.shape))
-            print(f"\n{copies} scans of {shape} voxels, {len(points)} candidates")
-            print(f"{'proposed' if csv is None else 'listed'}; seconds a scan, medians of {rounds} rounds:")
-            for name, seconds in taken.items():
-                print(f"{name:10} {statistics.median(seconds):6.2f}")
-            predicted = taken.pop("predict")
-            slowest = [max(turn) for turn in zip(*taken.values(), strict=True)]
-            ratio = statistics.median(whole / stage for whole, stage in zip(predicted, slowest, strict=True))
-            print(f"predict takes {ratio:.2f} times its slowest stage")
+            stages: dict[str, Callable[[], float]] = {
+                "reading": partial(of_all, partial(read_volume, scan)),
+                "proposing": partial(of_all, partial(propose, volume)),
+                "cutting": partial(of_all, partial(cut_cubes, volume, points, score.spec)),
+                "scoring": partial(scored, len(points)),
+                "predict": partial(_predicted, Path(folder), csv, copies),
+            }
+            if csv is not None:
+                del stages["proposing"]
+            how = "proposed" if csv is None else "listed"
+            what = f"predict on all cores, {len(points)} candidates a scan, {how}"
+            measured += _stage_rows(what, in_turns(stages, options.rounds, warm_up=0))
+    shape = " x ".join(map(str, volume.hu.shape))
+    print(f"{copies} scans of {shape} voxels; seconds a scan, {options.rounds} rounds")
+    for row in measured:
+        ratio = f"; {row['ratio']['median']:.2f} times its slowest stage" if row["ratio"] else ""
+        print(f"{row['what']}: {row['with']:10} {row['figure']}{ratio}")
+    return measured
 
 
-def _predicted(folder: Path, csv: Path | None) -> float:
-    """Seconds from when the model is there to the last scan."""
+def _stage_rows(what: str, taken: dict[str, list[float]]) -> list[rows.Row]:
+    """The whole against its slowest stage alone, and the stages."""
+    predicted = taken.pop("predict")
+    slowest = [max(turn) for turn in zip(*taken.values(), strict=True)]
+    ratio = rows.times_as_fast("its slowest stage alone", slowest, predicted, is_speed=False)
+    whole = rows.row(what, "the whole of it", predicted, "s a scan", ratio=ratio, headline=True)
+    return [whole, *(rows.row(what, f"{name} alone", own, "s a scan") for name, own in taken.items())]
+
+
+def _predicted(folder: Path, csv: Path | None, copies: int) -> float:
+    """Seconds a scan, from when the model is there to the last of them."""
     from luna_cls.inference.options import Options
     from luna_cls.inference.predictor import predict
 
@@ -390,7 +367,7 @@ def _predicted(folder: Path, csv: Path | None) -> float:
         force=out.exists(),
         on_progress=lambda *_: started.append(time.perf_counter()),
     )
-    return started[-1] - started[0]
+    return (started[-1] - started[0]) / copies
 
 
 def _under_many_names(scan: Path, folder: Path, copies: int) -> list[str]:

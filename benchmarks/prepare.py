@@ -1,7 +1,7 @@
 """Reads a scan and cuts cubes out of it: luna_cls, TorchIO and MONAI; then `prepare` with one worker and two.
 
 make peers
-.venv-peers/bin/python benchmarks/prepare.py SCAN.mhd [--cubes 850] [--rounds 3] [--scans 48]
+.venv-peers/bin/python benchmarks/prepare.py SCAN.mhd [--cubes 850] [--rounds 3] [--scans 48] [--json FILE]
 
 Read and cut: from a scan on disk to int16 cubes of 31 x 31 x 31 voxels of 1 mm around random points. Each
 measurement is a process of its own, on one core, the same for all, with one thread in NumPy, ITK and torch.
@@ -15,9 +15,10 @@ that all do the same, each peer's cubes are compared with luna_cls's around the 
 below -1000 HU is air to both.
 
 Two workers: `luna_cls.cubes.preparation.prepare` on a LUNA16 tree of that many times the scan, the whole
-call, on all cores, into the folder for temporary files.
+call, on all cores, into the folder for temporary files. Left out with --scans 0.
 
-Prints the median, fastest and slowest round of each. The scan's axes must be the world's.
+Prints the median, fastest and slowest round of each. The scan's axes must be the world's. Where the peers are
+not, luna_cls is measured alone.
 """
 
 from __future__ import annotations
@@ -40,12 +41,10 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-missing = [name for name in ("luna_cls", "torch", "torchio", "monai", "itk") if find_spec(name) is None]
-if missing:
-    sys.exit(f"No {', '.join(missing)} here. Run `make peers`, then .venv-peers/bin/python {sys.argv[0]}.")
-
 import numpy as np
 import pandas as pd
+import rows
+from turns import in_turns
 
 from luna_cls.cubes.cutting import cut_cubes
 from luna_cls.cubes.preparation import prepare
@@ -101,12 +100,12 @@ def with_monai_resize(path: str, points_xyz_mm: np.ndarray) -> Cut:
     return slices(hu, centers_xyz_vox), centers_xyz_mm
 
 
-CONTENDERS: dict[str, Callable[[str, np.ndarray], Cut]] = {
-    "luna_cls": with_luna_cls,
-    "TorchIO": with_torchio,
-    "MONAI, Spacing and SpatialCrop": with_monai,
-    "the same in float32": partial(with_monai, dtype=np.float32),
-    "MONAI, Resize and slices": with_monai_resize,
+CONTENDERS: dict[str, tuple[str, Callable[[str, np.ndarray], Cut]]] = {  # name: (package, how)
+    "luna_cls": ("luna_cls", with_luna_cls),
+    "TorchIO, Resample and slices": ("torchio", with_torchio),
+    "MONAI, Spacing and SpatialCrop": ("monai", with_monai),
+    "MONAI, the same in float32": ("monai", partial(with_monai, dtype=np.float32)),
+    "MONAI, Resize and slices": ("monai", with_monai_resize),
 }
 
 
@@ -139,7 +138,7 @@ def measure(contender: str, folder: Path, scan: Path) -> None:
     """Prints the seconds of one contender and leaves its cubes: all that happens in a process of its own."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
-    cut = CONTENDERS[contender]
+    _, cut = CONTENDERS[contender]
     points_xyz_mm = np.load(folder / "points.npy")
     cut(str(scan), points_xyz_mm)
     start = time.perf_counter()
@@ -149,15 +148,19 @@ def measure(contender: str, folder: Path, scan: Path) -> None:
     print(seconds)
 
 
-def read_and_cut(scan: Path, volume: CTVolume, points_xyz_mm: np.ndarray, rounds: int, folder: Path) -> None:
+def read_and_cut(
+    scan: Path, volume: CTVolume, points_xyz_mm: np.ndarray, rounds: int, folder: Path
+) -> list[rows.Row]:
     """Measures all contenders in turns and prints a table."""
     np.save(folder / "points.npy", points_xyz_mm)
-    took: dict[str, list[float]] = {name: [] for name in CONTENDERS}
-    for _ in range(rounds):
-        for name, seconds in took.items():
-            command = [sys.executable, __file__, str(scan), "--measure", name, "--folder", str(folder)]
-            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-            seconds.append(float(output.split()[-1]))
+
+    def measured_alone(name: str) -> float:
+        command = [sys.executable, __file__, str(scan), "--measure", name, "--folder", str(folder)]
+        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        return float(output.split()[-1])
+
+    names = [name for name, (package, _) in CONTENDERS.items() if find_spec(package)]
+    took = in_turns({name: partial(measured_alone, name) for name in names}, rounds, warm_up=0)
 
     print(f"{len(points_xyz_mm)} cubes from a scan of {volume.hu.shape} voxels on disk, on one core:\n")
     print("| with | median | fastest to slowest | times luna_cls | off luna_cls | 99 % within |")
@@ -171,6 +174,9 @@ def read_and_cut(scan: Path, volume: CTVolume, points_xyz_mm: np.ndarray, rounds
     cubes = cut_cubes(volume, points_xyz_mm)
     elsewhere_hu = np.median(differences(cubes, np.roll(cubes, 1, axis=0)))
     print(f"\nCubes of two places are {elsewhere_hu:.0f} HU apart in the median.")
+    shape = " x ".join(map(str, volume.hu.shape))
+    what = f"a scan of {shape} voxels from disk and {len(cubes)} cubes of it, one core"
+    return rows.in_turn(what, took, "s", to="luna_cls", headlines=took)
 
 
 def differences(cubes: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -225,18 +231,22 @@ def main() -> None:
     parser.add_argument("--cubes", type=int, default=850)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--scans", type=int, default=48)
+    parser.add_argument("--json", type=Path)
     parser.add_argument("--measure", choices=list(CONTENDERS), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
         measure(options.measure, options.folder, options.scan)
         return
-    print(", ".join(f"{name} {version(name)}" for name in ("luna_cls", "torchio", "monai", "torch")) + "\n")
+    packages = [name for name in ("luna_cls", "torchio", "monai", "torch") if find_spec(name)]
+    print(", ".join(f"{name} {version(name)}" for name in packages) + "\n")
     volume = read_volume(options.scan)
     points_xyz_mm = random_points(volume, options.cubes)
     with tempfile.TemporaryDirectory() as folder:
-        read_and_cut(options.scan, volume, points_xyz_mm, options.rounds, Path(folder))
-        two_workers(options.scan, points_xyz_mm, options.scans, options.rounds, Path(folder))
+        measured = read_and_cut(options.scan, volume, points_xyz_mm, options.rounds, Path(folder))
+        rows.write(options.json, measured)
+        if options.scans:
+            two_workers(options.scan, points_xyz_mm, options.scans, options.rounds, Path(folder))
 
 
 if __name__ == "__main__":

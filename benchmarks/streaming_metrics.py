@@ -1,6 +1,6 @@
 """Streaming metrics against exact ones and Keras' own, on 550,000 samples at 1 in 500.
 
-python benchmarks/streaming_metrics.py [--samples 550000] [--one-in 500]
+python benchmarks/streaming_metrics.py [--samples 550000] [--one-in 500] [--json FILE]
 
 Prints a Markdown table for three shapes of scores: the exact value (scikit-learn, from all samples at
 once), ours and Keras', both fed batch by batch; then what one training step spends on updating and
@@ -13,11 +13,13 @@ import argparse
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import numpy as np
+import rows
 from scipy.special import expit
 
 from luna_cls.judging.binary import binary_metrics
@@ -67,8 +69,8 @@ def fed(metrics: list[keras.metrics.Metric], labels: np.ndarray, scores: np.ndar
     return {metric.name: float(metric.result()) for metric in metrics}
 
 
-def milliseconds(make: Callable[[], list[keras.metrics.Metric]]) -> float:
-    """What a step with a batch of 128 spends on them: update all, read all, compiled. The best of five."""
+def milliseconds(make: Callable[[], list[keras.metrics.Metric]]) -> list[float]:
+    """What a step with a batch of 128 spends on them: update all, read all, compiled. Of five times."""
     import tensorflow as tf
 
     metrics = make()
@@ -87,7 +89,7 @@ def milliseconds(make: Callable[[], list[keras.metrics.Metric]]) -> float:
         for _ in range(100):
             step(labels, scores)
         took.append((time.perf_counter() - start) * 10)
-    return min(took)
+    return took
 
 
 def main() -> None:
@@ -95,9 +97,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--samples", type=int, default=550_000)
     parser.add_argument("--one-in", type=int, default=500)
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     print("| scores | metric | exact | ours | Keras |\n|---|---|--:|--:|--:|")
-    apart = 0.0
+    apart, off = 0.0, {"luna_cls": 0.0, "Keras' own": 0.0}
     for shape in SHAPES:
         labels, logits = scores(shape, options.samples, options.one_in)
         exact = binary_metrics(labels, logits)
@@ -105,10 +108,23 @@ def main() -> None:
         theirs = fed(keras_metrics(), labels, expit(logits))
         for name in RANKING:
             print(f"| {shape} | {name} | {exact[name]:.5f} | {ours[name]:.5f} | {theirs[name]:.5f} |")
+            off["luna_cls"] = max(off["luna_cls"], abs(ours[name] - exact[name]))
+            off["Keras' own"] = max(off["Keras' own"], abs(theirs[name] - exact[name]))
         apart = max(apart, *(abs(ours[name] - exact[name]) for name in DECISIONS))
     print(f"\nOf {', '.join(DECISIONS)}, ours are off by {apart:.0e} at most.")
-    print(f"A step: {len(streaming_metrics())} of ours {milliseconds(streaming_metrics):.1f} ms, ", end="")
-    print(f"{len(keras_metrics())} of Keras' {milliseconds(keras_metrics):.1f} ms.")
+    step_ms = {"luna_cls": milliseconds(streaming_metrics), "Keras' own": milliseconds(keras_metrics)}
+    counts = {"luna_cls": len(streaming_metrics()), "Keras' own": len(keras_metrics())}
+    for name, own in step_ms.items():
+        print(f"A step: {counts[name]} of {name} {min(own):.1f} ms at best.")
+    what = (
+        f"metrics while training, {options.samples:,} samples in three shapes of scores: farthest from exact"
+    )
+    measured = [rows.row(what, name, [own], "", digits=2, counted=True) for name, own in off.items()]
+    what = "what a training step spends on its metrics"
+    measured += [
+        rows.row(what, f"{name}, {counts[name]} metrics", own, "ms") for name, own in step_ms.items()
+    ]
+    rows.write(options.json, measured)
 
 
 if __name__ == "__main__":

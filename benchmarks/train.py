@@ -2,6 +2,7 @@
 
 make test-torch
 python benchmarks/train.py [--batch 64] [--rounds 5] [--steps 4] [--torch-python .venv-torch/bin/python]
+    [--match REGEX] [--json FILE]
 
 Each framework is a process of its own, on all cores. All stay alive; one computes at a time:
 
@@ -18,7 +19,8 @@ A turn is so many steps in a row after one that does not count; what happens bet
 every variant has one turn, on a processor of two steps. The two fastest of Keras and of PyTorch then go on
 with luna_cls into rounds of turns. Prints medians over the rounds: cubes/s, milliseconds a step, milliseconds
 of processor time a step on all cores together; and how many times as fast luna_cls's bare step is, the median
-of the ratios within a round. A machine whose speed drifts slows all alike.
+of the ratios within a round. A machine whose speed drifts slows all alike. --match leaves out variants of
+Keras and PyTorch whose names do not fit. Without a Python that has PyTorch, it goes on without.
 
 python benchmarks/train.py --device gpu --steps 500 [--backend jax]
 
@@ -32,21 +34,22 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
-import json
 import os
 import queue
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rows
+from turns import Clock, Measured, Offered, Turn, process, serve
 
 FRAMEWORKS = ("luna_cls", "Keras", "PyTorch")
 FINALISTS = 2  # of Keras and of PyTorch
@@ -54,32 +57,38 @@ BARE = "luna_cls, bare step"
 FIT = "luna_cls, fit"
 SHAPE_ZYX = (31, 31, 31)
 POLL_MS = 200
-TOLD = ("device", "backend", "batch", "filters", "steps", "cubes", "folder")  # to every process
+TOLD = ("device", "backend", "batch", "filters", "steps", "cubes", "folder", "match")  # to every process
 
-Turn = Callable[[int], dict[str, float]]  # takes so many steps; returns seconds and core_seconds a step
-Contenders = tuple[int, dict[str, Turn]]  # parameters of the net, and what trains it, by name
+# A turn is so many steps; what is measured is of each. A process offers the parameters of its net.
 
 
 def main() -> None:
     """Measures and prints; with --serve, is one of the processes that take turns."""
     options = _options()
+    offers = {"luna_cls": _luna_cls, "Keras": _keras, "PyTorch": _pytorch}
     if options.serve:
-        _serve(options)
+        serve(lambda: offers[options.serve](options))
         return
     with tempfile.TemporaryDirectory(dir=options.folder) as folder, contextlib.ExitStack() as stack:
         options.folder = folder
         turns: dict[str, Turn] = {}
         for framework in options.frameworks:
-            turns |= stack.enter_context(_process(framework, options))
+            turns |= _started(framework, options, stack)
         print(f"\nbatches of {options.batch}, {len(os.sched_getaffinity(0))} cores; a turn of each:")
         heats = {}
         for name, turn in turns.items():
             heats[name] = turn(2 if options.device == "cpu" else options.steps)
             print(f"{name:50} {options.batch / heats[name]['seconds']:8.1f} cubes/s", flush=True)
         finalists = [name for framework in options.frameworks for name in _fastest(framework, heats)]
-        rounds = [{name: turns[name](options.steps) for name in finalists} for _ in range(options.rounds)]
+        measured = [{name: turns[name](options.steps) for name in finalists} for _ in range(options.rounds)]
     print(f"\nmedians of {options.rounds} rounds, {options.steps} steps a turn:")
-    _print_table(rounds, options.batch)
+    _print_table(measured, options.batch)
+    what = f"training step of the seed CNN, {options.batch} cubes"
+    speeds = {
+        name: [options.batch / of_round[name]["seconds"] for of_round in measured] for name in finalists
+    }
+    if BARE in speeds:
+        rows.write(options.json, rows.in_turn(what, speeds, "cubes/s", to=BARE, headlines=speeds))
 
 
 def _options() -> argparse.Namespace:
@@ -94,6 +103,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--folder", help="where the store is made; a temporary one")
     parser.add_argument("--torch-python", default=".venv-torch/bin/python")
     parser.add_argument("--frameworks", nargs="+", choices=FRAMEWORKS, default=FRAMEWORKS)
+    parser.add_argument("--match", default="", help="of Keras and PyTorch, only what this is found in")
+    parser.add_argument("--json", type=Path)
     parser.add_argument("--serve", choices=FRAMEWORKS, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -105,30 +116,33 @@ def _fastest(framework: str, heats: dict[str, dict[str, float]]) -> list[str]:
     return sorted(own, key=lambda name: heats[name]["seconds"])[:FINALISTS]
 
 
-def _print_table(rounds: list[dict[str, dict[str, float]]], batch: int) -> None:
+def _print_table(measured: list[dict[str, Measured]], batch: int) -> None:
     print(f"{'':50} {'cubes/s':>8} {'ms':>8} {'core-ms':>8} {'luna_cls is':>12}")
-    for name in rounds[0]:
+    for name in measured[0]:
         seconds, core_seconds = (
-            statistics.median(turns[name][what] for turns in rounds) for what in ("seconds", "core_seconds")
+            statistics.median(of_round[name][what] for of_round in measured)
+            for what in ("seconds", "core_seconds")
         )
         line = f"{name:50} {batch / seconds:8.1f} {1000 * seconds:8.1f} {1000 * core_seconds:8.1f}"
-        if BARE in rounds[0]:
-            ratio = statistics.median(turns[name]["seconds"] / turns[BARE]["seconds"] for turns in rounds)
+        if BARE in measured[0]:
+            ratio = statistics.median(
+                of_round[name]["seconds"] / of_round[BARE]["seconds"] for of_round in measured
+            )
             line += f" {ratio:6.2f} times"
-        if "busy" in rounds[0][name]:
-            line += f"   GPU busy {statistics.median(turns[name]['busy'] for turns in rounds):.0%}"
+        if "busy" in measured[0][name]:
+            line += f"   GPU busy {statistics.median(of_round[name]['busy'] for of_round in measured):.0%}"
         print(line)
 
 
 # The processes that take turns.
 
 
-@contextlib.contextmanager
-def _process(framework: str, options: argparse.Namespace) -> Iterator[dict[str, Turn]]:
-    """A process for a framework: what it has take turns, each a function that asks for one."""
+def _started(framework: str, options: argparse.Namespace, stack: contextlib.ExitStack) -> dict[str, Turn]:
+    """Starts a process for a framework; what it has, each a function that asks for a turn."""
     python = options.torch_python if framework == "PyTorch" else sys.executable
     if not Path(python).is_file():
-        sys.exit(f"No {python}. Run `make test-torch`, or name a Python with PyTorch by --torch-python.")
+        print(f"No {python}: no {framework}. `make test-torch` makes it.", flush=True)
+        return {}
     told = [f"--{name}={value}" for name, value in vars(options).items() if name in TOLD]
     environment = {
         **os.environ,
@@ -136,70 +150,21 @@ def _process(framework: str, options: argparse.Namespace) -> Iterator[dict[str, 
         "TF_FORCE_GPU_ALLOW_GROWTH": "true",  # the others need memory, too
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
     }
-    with subprocess.Popen(
-        [python, __file__, f"--serve={framework}", *told],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
-    ) as process:
-        to, from_ = process.stdin, process.stdout
-        assert to is not None
-        assert from_ is not None
-
-        def answer() -> Any:
-            line = from_.readline()
-            if not line:
-                sys.exit(f"The process of {framework} died.")
-            return json.loads(line)
-
-        def turn_of(name: str) -> Turn:
-            def turn(steps: int) -> dict[str, float]:
-                print(json.dumps([name, steps]), file=to, flush=True)
-                return answer()
-
-            return turn
-
-        parameters, names = answer()
+    command = [python, __file__, f"--serve={framework}", *told]
+    parameters, turns = stack.enter_context(process(framework, command, environment))
+    if turns:
         print(f"{framework}: {parameters:,} parameters", flush=True)
-        yield {name: turn_of(name) for name in names}
-
-
-def _serve(options: argparse.Namespace) -> None:
-    """Takes the turns it is told to on stdin; answers on stdout, where nothing else may write."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    contenders = {"luna_cls": _luna_cls, "Keras": _keras, "PyTorch": _pytorch}[options.serve]
-    parameters, turns = contenders(options)
-    print(json.dumps([parameters, list(turns)]), file=answers, flush=True)
-    for line in sys.stdin:
-        name, steps = json.loads(line)
-        print(json.dumps(turns[name](steps)), file=answers, flush=True)
-
-
-class _Clock:
-    """Reads the time and the processor time that all threads took."""
-
-    def __init__(self) -> None:
-        self._start = time.perf_counter(), time.process_time()
-
-    def a_step(self, steps: int) -> dict[str, float]:
-        """What each of so many steps took since then."""
-        seconds, core_seconds = (
-            (now - then) / steps
-            for now, then in zip((time.perf_counter(), time.process_time()), self._start, strict=True)
-        )
-        return {"seconds": seconds, "core_seconds": core_seconds}
+    return turns
 
 
 def _turn(run: Callable[[int], None]) -> Turn:
     """A turn of what does so many steps and waits until they are done."""
 
-    def turn(steps: int) -> dict[str, float]:
+    def turn(steps: float) -> Measured:
         run(1)
-        clock = _Clock()
-        run(steps)
-        return clock.a_step(steps)
+        clock = Clock()
+        run(int(steps))
+        return clock.each_of(int(steps))
 
     return turn
 
@@ -223,7 +188,7 @@ def _unit_range(hu: np.ndarray) -> np.ndarray:
 # luna_cls.
 
 
-def _luna_cls(options: argparse.Namespace) -> Contenders:
+def _luna_cls(options: argparse.Namespace) -> Offered:
     if find_spec("tensorflow"):
         from luna_cls.startup import load_tensorflow_quietly
 
@@ -293,10 +258,10 @@ class _FitFromStore:
         self._options = options
         self._looks_of_epoch = itertools.cycle(range(1, options.steps + 3))  # the last one is at its end
         self._turns: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._measured: queue.SimpleQueue[dict[str, float] | None] = queue.SimpleQueue()
+        self._measured: queue.SimpleQueue[Measured | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._train, daemon=True)
 
-    def __call__(self, steps: int) -> dict[str, float]:  # noqa: ARG002 (an epoch has as many as it has)
+    def __call__(self, steps: float) -> Measured:  # noqa: ARG002 (an epoch has as many as it has)
         if self._thread.ident is None:
             self._thread.start()
         else:
@@ -308,6 +273,8 @@ class _FitFromStore:
         return measured
 
     def _train(self) -> None:
+        from random_store import random_store, training_table
+
         from luna_cls.learning.training import train
         from luna_cls.settings import load_settings
 
@@ -321,7 +288,7 @@ class _FitFromStore:
         ]
         try:
             train(
-                _random_store(folder / "store", options.cubes),
+                random_store(folder / "store", training_table(options.cubes)),
                 load_settings("seed", overrides),
                 folder / "run",
                 asked_to_stop=self._look,
@@ -334,9 +301,9 @@ class _FitFromStore:
         steps, look = self._options.steps, next(self._looks_of_epoch)
         if look == 1:
             self._gpu = _GpuLoad() if self._options.device == "gpu" else None
-            self._clock = _Clock()
+            self._clock = Clock()
         elif look == steps + 1:
-            self._result = self._clock.a_step(steps)
+            self._result = self._clock.each_of(steps)
             if self._gpu is not None:
                 self._result["busy"] = self._gpu.mean()
         elif look == steps + 2:
@@ -365,28 +332,10 @@ class _GpuLoad:
         return statistics.mean(float(line) for line in said.split()) / 100
 
 
-def _random_store(folder: Path, count: int) -> Any:
-    import pandas as pd
-
-    from luna_cls.cubes.store import CubeFormat, CubeStore
-
-    folder.mkdir()
-    some, row = _random_hu(100)[..., 0], np.arange(count)
-    cubes = np.lib.format.open_memmap(folder / "cubes.npy", "w+", np.int16, (count, *SHAPE_ZYX))
-    for start in range(0, count, len(some)):
-        cubes[start : start + len(some)] = some[: count - start]
-    cubes.flush()
-    fold = np.where(row < 64, 9, 0)  # few to validate on
-    table = pd.DataFrame({"seriesuid": fold.astype(str), "class": row % 8 // 7, "fold": fold, "status": "ok"})
-    store = CubeStore(folder, CubeFormat(), table)
-    store.cubes.sum()  # into the page cache
-    return store
-
-
 # Keras as it comes.
 
 
-def _keras(options: argparse.Namespace) -> Contenders:
+def _keras(options: argparse.Namespace) -> Offered:
     if find_spec("tensorflow"):
         from luna_cls.startup import load_tensorflow_quietly
 
@@ -395,17 +344,19 @@ def _keras(options: argparse.Namespace) -> Contenders:
 
     cubes = _unit_range(_random_hu(options.batch * (options.steps + 1)))
     labels = _random_labels(len(cubes))
-    turns = {}
+    parameters, turns = 0, {}
     for policy in ("float32", "mixed_bfloat16"):
         for jit_compile in (False, "auto") if options.backend == "tensorflow" else ("auto",):
+            name = f"Keras, {policy}, jit_compile={jit_compile!r}"
+            if not re.search(options.match, name):
+                continue
             keras.config.set_dtype_policy(policy)
             net = _keras_net(_filters(options))
             loss = keras.losses.BinaryCrossentropy(from_logits=True)
             net.compile("adamw", loss, jit_compile=jit_compile)
-            turns[f"Keras, {policy}, jit_compile={jit_compile!r}"] = _keras_turn(
-                net, cubes, labels, options.batch
-            )
-    return net.count_params(), turns
+            parameters = net.count_params()
+            turns[name] = _keras_turn(net, cubes, labels, options.batch)
+    return parameters, turns
 
 
 def _keras_net(filters: list[int]) -> Any:
@@ -436,15 +387,15 @@ def _keras_net(filters: list[int]) -> Any:
 def _keras_turn(net: Any, cubes: np.ndarray, labels: np.ndarray, batch: int) -> Turn:
     import keras
 
-    def turn(steps: int) -> dict[str, float]:
-        clocks, measured = [], {}
+    def turn(amount: float) -> Measured:
+        steps, clocks, measured = int(amount), [], {}
 
         def end_of(step: int, logs: dict[str, float]) -> None:
             if step == 0:
-                clocks.append(_Clock())
+                clocks.append(Clock())
             elif step == steps:
                 float(logs["loss"])
-                measured.update(clocks[0].a_step(steps))
+                measured.update(clocks[0].each_of(steps))
 
         clock = keras.callbacks.LambdaCallback(on_train_batch_end=end_of)
         count = batch * (steps + 1)
@@ -457,14 +408,15 @@ def _keras_turn(net: Any, cubes: np.ndarray, labels: np.ndarray, batch: int) -> 
 # PyTorch.
 
 
-def _pytorch(options: argparse.Namespace) -> Contenders:
+def _pytorch(options: argparse.Namespace) -> Offered:
     import torch
+    from torch_net import seed_cnn
 
     device = "cuda" if options.device == "gpu" else "cpu"
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")
-    turns = {}
+    parameters, turns = 0, {}
     for is_compiled in (False, True):
         for is_bfloat16 in (True, False):
             for layout in ("channels_last_3d", "contiguous_format"):
@@ -476,8 +428,10 @@ def _pytorch(options: argparse.Namespace) -> Contenders:
                         "compiled" if is_compiled else "eager",
                     )
                 )
+                if not re.search(options.match, name):
+                    continue
                 torch.manual_seed(0)
-                net = _pytorch_net(_filters(options)).to(device, memory_format=getattr(torch, layout))
+                net = seed_cnn(_filters(options)).to(device, memory_format=getattr(torch, layout))
                 cubes = torch.from_numpy(
                     _unit_range(_random_hu(options.batch)).transpose(0, 4, 1, 2, 3).copy()
                 )
@@ -485,40 +439,9 @@ def _pytorch(options: argparse.Namespace) -> Contenders:
                 labels = torch.from_numpy(_random_labels(options.batch)).to(device)
                 forward = torch.compile(net) if is_compiled else net
                 turns[name] = _turn(_pytorch_step(net, forward, cubes, labels, is_bfloat16=is_bfloat16))
-    counted = [*net.parameters(), *(buffer for buffer in net.buffers() if buffer.is_floating_point())]
-    return sum(tensor.numel() for tensor in counted), turns
-
-
-def _pytorch_net(filters: list[int]) -> Any:
-    from torch import nn
-
-    def normalization(count: int, kind: type[nn.Module] = nn.BatchNorm3d) -> nn.Module:
-        return kind(count, eps=1e-3, momentum=0.01)  # Keras' defaults
-
-    blocks = [
-        layer
-        for before, count in itertools.pairwise([1, *filters])
-        for layer in (
-            nn.Conv3d(before, count, 3, padding=1),
-            nn.ReLU(),
-            normalization(count),
-            nn.Conv3d(count, count, 3, padding=1),
-            nn.ReLU(),
-            normalization(count),
-            nn.MaxPool3d(2),
-            normalization(count),
-        )
-    ]
-    head = [
-        nn.AdaptiveAvgPool3d(1),
-        nn.Flatten(),
-        nn.Linear(filters[-1], 512),
-        nn.ReLU(),
-        normalization(512, nn.BatchNorm1d),
-        nn.Dropout(0.4),
-        nn.Linear(512, 1),
-    ]
-    return nn.Sequential(*blocks, *head)
+                floating = (buffer for buffer in net.buffers() if buffer.is_floating_point())
+                parameters = sum(tensor.numel() for tensor in (*net.parameters(), *floating))
+    return parameters, turns
 
 
 def _pytorch_step(
