@@ -14,10 +14,11 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from luna_cls import __version__
+from luna_cls import __version__, demo
 from luna_cls.cli import app, completion
 from luna_cls.judging import evaluation
 from luna_cls.judging.calibration import METHODS
+from luna_cls.judging.submission import Reference
 
 LUNA_CLS = [sys.executable, "-m", "luna_cls"]
 GROUP = typer.main.get_command(app)
@@ -381,6 +382,31 @@ def test_json_of_a_report_is_its_path(report_folders, tmp_path):
 
     assert told["paths"] == {"report": str(own / "report.html")}
     assert told["result"] is None
+
+
+def test_json_of_a_calibration_has_its_thresholds(report_folders, tmp_path):
+    """The method, its parameters and the points, as the two files beside the model hold them."""
+    own = shutil.copytree(report_folders["run"], tmp_path / "run")
+
+    told = _strictly(_invoke("calibrate", own, "--force", "--json").stdout)
+
+    assert told["result"]["method"] == json.loads((own / "calibration.json").read_text())["method"] == "platt"
+    assert len(told["result"]["points"]) == 2
+    assert list(told["paths"]) == ["calibration", "operating_points", "report"]
+
+
+def test_json_of_the_demonstration_has_scores_and_paths(scored, monkeypatch):
+    """What the whole path made by name, and the scores of its last step."""
+    paths = {name: Path("demo") / name for name in ("scans", "run", "report")}
+    result = evaluation.evaluate_submission(
+        Path("marks.csv"), Reference(Path("annotations.csv"), None, None), Path("new"), resamples=0
+    )
+    monkeypatch.setattr(demo, "run", lambda *_, **__: demo.Demonstration(result, paths))
+
+    told = _strictly(_invoke("demo", "--json").stdout)
+
+    assert told["paths"] == {"scans": "demo/scans", "run": "demo/run", "report": "demo/report"}
+    assert told["result"]["froc"]["num_nodules"] == 2
 
 
 def test_what_a_library_prints_stays_off_standard_output(scored, monkeypatch):

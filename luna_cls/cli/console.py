@@ -108,7 +108,7 @@ def say(line: str) -> None:
     """Prints a line on standard error; with --quiet only if it warns of something or tells an error."""
     is_warning = re.search(_WARNING, line) is not None
     if is_warning:
-        _talk.warnings.append(_printable(line).removeprefix("Warning: "))
+        _talk.warnings.append(_printable(line).replace("Warning: ", "", 1))
     if is_warning or re.match(_ERROR, line):
         complain(line)
     elif not _talk.quiet:
