@@ -93,6 +93,7 @@ lint: $(VENV)/installed-dev lint-docker
 # What a release needs; docs/releasing.md has its steps.
 RELEASE := .venv-release/bin
 CLEAN := build/clean
+INTO_CLEAN := $(RELEASE)/python -m pip --python $(CLEAN)/bin/python install --quiet
 
 # The newest versions that fit together, of everything that any extra installs, for every Python that is supported.
 EXTRAS := gpu jax dicom cluster onnx openvino experiments docs dev release
@@ -112,8 +113,8 @@ dist: .venv-release/installed
 $(CLEAN)/bin/luna-cls: dist
 	rm -rf $(CLEAN)
 	$(PYTHON) -m venv --without-pip $(CLEAN)
-	$(RELEASE)/$(PIP_INSTALL) --python $(CLEAN)/bin/python dist/*.whl
-	$(RELEASE)/$(PIP_INSTALL) --python $(CLEAN)/bin/python --no-deps --force-reinstall --no-index --find-links dist luna_cls
+	$(INTO_CLEAN) --constraint constraints.txt dist/*.whl
+	$(INTO_CLEAN) --no-deps --force-reinstall --no-index --find-links dist luna_cls
 
 # The wheel as a stranger gets it: the demo, from an empty folder.
 dist-check: $(CLEAN)/bin/luna-cls
@@ -130,7 +131,7 @@ audit: .venv-release/installed $(VENV)/installed-dev
 
 # Known vulnerabilities of the versions in constraints.txt, asked of PyPI.
 vulnerabilities: .venv-release/installed
-	$(RELEASE)/pip-audit --requirement constraints.txt --no-deps --disable-pip
+	$(RELEASE)/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
 
 release-check: lint audit dist-check sbom
 

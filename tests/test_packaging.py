@@ -100,8 +100,8 @@ def test_the_source_distribution_can_be_built_tested_and_documented(built):
     ] == []
 
 
-def test_the_installed_wheel_works_without_the_checkout(built, tmp_path):
-    """In an empty folder, with dependencies at hand but not this checkout: a phantom, and findings in it."""
+def test_the_installed_wheel_works_without_the_checkout(built, small_tree, tmp_path):
+    """In an empty folder, beside dependencies but not this checkout: recipes, its model, findings, a page."""
     home = tmp_path / "venv"
     venv.create(home, with_pip=False)
     site = Path(sysconfig.get_path("purelib", "venv", {"base": str(home), "platbase": str(home)}))
@@ -124,12 +124,15 @@ def test_the_installed_wheel_works_without_the_checkout(built, tmp_path):
     assert Path(where.strip()) == site / "luna_cls" / "__init__.py"
     command = home / "bin" / "luna-cls"
     assert installed(command, "--version") == f"luna-cls {luna_cls.__version__}\n"
-    installed(command, "phantom", "tree", "--scans", "1", "--nodules", "3", "--seed", "3")
-    installed(command, "predict", "phantom", "tree", "--out", "out", "--formats", "json")
+    recipe = "from luna_cls.settings import load_settings; print(load_settings('demo').loss.name)"
+    assert installed(python, "-c", recipe) == "bce\n"
+    points = ("--candidates", small_tree / "candidates_V2.csv", "--formats", "json,html")
+    installed(command, "predict", "phantom", next(small_tree.glob("subset0/*.mhd")), *points, "--out", "out")
 
     findings = pd.read_csv(folder / "out" / "findings.csv")
-    assert len(findings) > 10
+    assert len(findings) == 10
     assert findings["probability"].between(0, 1).all()
+    assert list((folder / "out").rglob("*.html"))
 
 
 def _metadata(wheel):
