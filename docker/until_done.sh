@@ -13,10 +13,11 @@ while kill -0 "$child" 2>/dev/null; do # the wait ended with the signal, the com
     wait "$child"
     status=$?
 done
+trap - TERM INT # from here on it ends at once
 case "$asked$status" in
-    0 | 3) echo "Done, with exit status $status. This container stays until it is stopped." >&2 ;;
+    0 | 3)
+        echo "Done, with exit status $status. This container stays until it is stopped." >&2
+        exec sleep infinity
+        ;;
     *) exit "$status" ;;
 esac
-trap 'kill "$!"; exit 0' TERM INT
-sleep infinity &
-wait

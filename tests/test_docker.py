@@ -215,14 +215,14 @@ def test_until_done_ends_with_what_has_to_be_begun_again(until_done, script, sta
 
 @pytest.mark.parametrize("status", [0, 3])
 def test_until_done_stays_when_the_command_is_done(until_done, status):
-    """Done, or done but for some inputs: it says so and stays; asked to end, it ends with 0."""
+    """Done, or done but diverged: it says so and stays; asked to end, it ends at once."""
     process = until_done(f"exit {status}")
 
     said = process.stderr.readline()
     process.terminate()
 
     assert said.startswith(f"Done, with exit status {status}.")
-    assert process.wait(10) == 0
+    assert process.wait(10) == -signal.SIGTERM
 
 
 def test_until_done_lets_the_command_save(until_done):
