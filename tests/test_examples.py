@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from luna_cls.cli import app
 from luna_cls.cubes.preparation import prepare
 from luna_cls.errors import InputError
+from luna_cls.scans.proposals import propose
 from luna_cls.settings import load_settings
 
 pytestmark = [
@@ -41,7 +42,7 @@ SHORT = {
 }
 NARROW = {"seed_cnn": {"filters": [2, 2], "dense_units": 4}, "resnet": {"filters": [2, 2]}}
 NARROW["contextual"] = NARROW["seed_cnn"]
-RESAMPLES = 20
+RESAMPLES, PROPOSALS = 20, 20
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -69,6 +70,7 @@ def test_what_a_page_tells_to_type_does_what_it_says(page, stand_ins, tmp_path, 
         "luna_cls.demo.load_settings", lambda recipe: load_settings(recipe, _short(recipe, []))
     )
     monkeypatch.setattr("luna_cls.demo.prepare", functools.partial(prepare, workers=1))
+    monkeypatch.setattr(propose, "__defaults__", (None, PROPOSALS))
     monkeypatch.chdir(tmp_path)
     folder, names = Folder(tmp_path, stand_ins), {"__name__": "__main__"}
 
