@@ -39,6 +39,7 @@ SHORT = {
     "training.steps_per_epoch": 1,
     "training.profile_steps": "null",
     "precision": "float32",
+    "optimizer.warmup_steps": 0,
 }
 NARROW = {"seed_cnn": {"filters": [2, 2], "dense_units": 4}, "resnet": {"filters": [2, 2]}}
 NARROW["contextual"] = NARROW["seed_cnn"]
