@@ -69,11 +69,11 @@ class StandIns:
             shutil.copy(source.with_suffix(".zraw"), folder)
 
     def put_store_of_three_folds(self, path: Path) -> None:
-        """Puts a store of the first three scans of `LUNA16` there: three folds are the least that can be crossed."""
+        """Puts a store of the first three scans there: the least that can be crossed."""
         made = self.folder / "three"
         if not made.exists():
             self.phantom(self.folder / "LUNA3", 3)
-            self.run_cli(self.folder, ("prepare", "LUNA3", "three"))
+            self.run_cli(self.folder, ("prepare", "LUNA3", "three", "--margin", "5"))
         shutil.copytree(made, path)
 
     def write_phantom(
