@@ -166,6 +166,15 @@ def test_nodules_that_no_candidate_hits_bound_the_sensitivity(tree):
     )
 
 
+def test_progress_goes_from_none_to_all_scans(tree):
+    """Told before each of the four scans is looked at, and at the end."""
+    reports = []
+
+    audit(tree, on_progress=lambda *counts: reports.append(counts))
+
+    assert reports == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]
+
+
 def test_scans_that_lie_flat_have_no_folds(tree):
     """Scans beside the CSVs are found, with a note that folds are to be given."""
     for path in list(tree.glob("subset*/*")):

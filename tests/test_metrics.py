@@ -349,3 +349,14 @@ def test_fit_logs_each_name_once_and_starts_anew_each_epoch():
     counts = np.array([history[name] for name in ("tp", "fp", "tn", "fn")])
     assert sorted(history) == sorted(["loss", *NAMES])
     assert counts.sum(axis=0).tolist() == [100, 100, 100]
+
+
+def test_a_histogram_by_itself_is_the_weight_of_what_it_has_seen():
+    """Three samples of weight 1, 2 and 0.5 come to 3.5, and to nothing once they are forgotten."""
+    histogram = LogitHistogram()
+
+    histogram.update_state([[0.0], [1.0], [1.0]], [[-3.0], [0.5], [40.0]], [1.0, 2.0, 0.5])
+
+    assert float(histogram.result()) == 3.5
+    histogram.reset_state()
+    assert float(histogram.result()) == 0.0

@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 from luna_cls.cubes.cutting import cut_cubes
 from luna_cls.errors import InputError
 from luna_cls.files import COORDINATES
+from luna_cls.scans.grid import Grid
 from luna_cls.scans.luna16 import read_candidates
+from luna_cls.scans.readers import nifti
 from luna_cls.scans.volume import READERS, find_scans, read_volume
 
 SHAPE_ZYX = (6, 7, 8)
@@ -588,3 +590,29 @@ def test_a_name_that_is_not_utf_8_is_refused(tmp_path, ending):
         read_volume(folder / f"scan{ending}")
 
     assert str(refusal.value).isascii()
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS.values(), ids=DIRECTIONS)
+def test_a_nifti_header_of_a_grid_reads_back_as_the_grid(tmp_path, direction):
+    """Spacing, origin and direction in LPS go out as RAS in mm, and come back."""
+    grid = Grid(SHAPE_ZYX, SPACING_XYZ_MM, ORIGIN_XYZ_MM, direction)
+    header = nifti.header_of(grid, np.int16, "a scan")
+    nibabel.save(nibabel.Nifti1Image(HU.T, None, header), tmp_path / "1.2.3.nii")
+
+    values, read = nifti.read(tmp_path / "1.2.3.nii")
+
+    np.testing.assert_array_equal(values, HU)
+    np.testing.assert_allclose(read.spacing_xyz_mm, SPACING_XYZ_MM, rtol=1e-6)
+    np.testing.assert_allclose(read.origin_xyz_mm, ORIGIN_XYZ_MM, atol=1e-4)
+    np.testing.assert_allclose(read.direction, direction, atol=1e-6)
+    assert header["descrip"].item() == b"a scan"
+
+
+def test_more_voxels_of_nifti_than_expected_are_not_read(tmp_path):
+    """6 x 7 x 8 are 336: read where so many are expected, refused where they are one more."""
+    path = _write(tmp_path / "1.2.3.nii")
+
+    assert nifti.read(path, most_voxels=336).values.shape == SHAPE_ZYX
+    with pytest.raises(InputError) as refusal:
+        nifti.read(path, most_voxels=335)
+    assert str(refusal.value) == f"{path} is too large: 8 x 7 x 6 voxels, 335 at most are expected."

@@ -10,7 +10,7 @@ import SimpleITK as sitk
 
 from luna_cls.errors import InputError
 from luna_cls.scans.grid import Grid
-from luna_cls.scans.volume import AIR_HU, CTVolume, find_scans, read_volume
+from luna_cls.scans.volume import AIR_HU, CTVolume, files_of, find_scans, read_volume
 
 SHAPE_ZYX = (6, 7, 8)
 SPACING_XYZ_MM = (0.7, 0.8, 2.5)
@@ -361,3 +361,44 @@ def test_a_name_that_is_no_text_can_be_written(tmp_path, write_scan):
     (found,) = find_scans([strange])
 
     assert found.series_uid.encode() == b"gr\\udcf6sse"
+
+
+def test_a_list_names_files_and_folders_from_its_own_place(tmp_path, write_scan, hu):
+    """A scan, a folder of two, and the first scan again: three scans, in the order of the list."""
+    write_scan(tmp_path / "scans", "1.2.3", hu)
+    for uid in ("1.2.4", "1.2.5"):
+        write_scan(tmp_path / "scans" / "more", uid, hu)
+    (tmp_path / "list.csv").write_text("path\nscans/1.2.3.mhd\nscans/more\nscans/1.2.3.mhd\n")
+
+    found = find_scans([tmp_path / "list.csv"])
+
+    assert [scan.series_uid for scan in found] == ["1.2.3", "1.2.4", "1.2.5"]
+    assert found[0].path == tmp_path / "scans" / "1.2.3.mhd"
+
+
+def test_a_file_is_the_scan_of_its_name(write_scan, tmp_path, hu):
+    """Asked for as another scan than it is, it is refused; as itself it is read."""
+    path = write_scan(tmp_path, "1.2.3", hu)
+
+    assert read_volume(path, "1.2.3").series_uid == "1.2.3"
+    with pytest.raises(InputError) as refusal:
+        read_volume(path, "1.2.4")
+    assert str(refusal.value) == f"{path} is the scan 1.2.3. Received: 1.2.4."
+
+
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [
+        ("1.mha", ["1.mha"]),
+        ("1.mhd", ["1.mhd", "1.raw"]),
+        ("1.nrrd", ["1.nrrd"]),
+        ("1.nhdr", ["1.nhdr", "1.raw"]),
+        ("1.nii", ["1.nii"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_scan_is_its_header_and_its_data(tmp_path, hu, name, files):
+    """One file, or two where a header names another: what is watched for changes."""
+    sitk.WriteImage(sitk.GetImageFromArray(hu), str(tmp_path / name))
+
+    assert [path.name for path in files_of(tmp_path / name, "1")] == files

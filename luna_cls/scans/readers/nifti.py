@@ -53,6 +53,8 @@ def read(path: Path, most_voxels: int | None = None) -> Voxels:
             image = type(image).from_bytes(_unpacked(path, image.dataobj.offset + needed))
         values = _scaled(image.dataobj)
     except _UNREADABLE as error:
+        if isinstance(error, InputError):
+            raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{path} cannot be read as NIfTI: {reason}. Fetch the scan again.") from error
     return Voxels(np.ascontiguousarray(values.reshape(grid.shape_zyx[::-1]).T), grid)
