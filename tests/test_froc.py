@@ -198,6 +198,14 @@ def test_each_mark_and_nodule_says_what_became_of_it():
     assert matches.nodules["mark"].tolist() == [4, 0, -1]
     assert matches.nodules["probability"].tolist() == pytest.approx([0.5, 0.9, np.nan], nan_ok=True)
     assert matches.cut_by_ties == 0
+    assert matches.counts == {
+        "true_positives": 2,
+        "false_positives": 2,
+        "false_negatives": 1,
+        "ignored": 1,
+        "doubles": 1,
+        "candidates": 6,
+    }
 
 
 def test_a_curve_is_read_both_ways():
@@ -242,6 +250,33 @@ def test_corners_are_the_first_two_points_the_turns_and_the_last(x_mm, expected)
     assert curve.corners()["threshold"].tolist() == expected
 
 
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [(300, 0.9), (310, 0.8), (0, 0.8), (320, 0.7)],
+        [(0, 0.9), (100, 0.8), (300, 0.8), (200, 0.7)],
+    ],
+    ids=["nodules alone turn", "false alarms alone turn"],
+)
+def test_a_turn_of_either_axis_is_a_corner(rows):
+    """At 0.8 a nodule and a false alarm come together, while the other of the two keeps its step."""
+    spheres = _spheres(("a", 0, 10), ("a", 100, 10), ("a", 200, 10))
+
+    curve = froc.evaluate(_marks(*[("a", x, p) for x, p in rows]), spheres, ["a", "b"])
+
+    assert curve.corners()["threshold"].tolist() == [np.inf, 0.9, 0.8, 0.7]
+
+
+def test_the_seven_rates_go_by_their_names():
+    """From 1/8 to 8, each twice the one before; seven values are wanted, no fewer."""
+    curve = froc.evaluate(_marks(("a", 0, 0.9)), _spheres(("a", 0, 10)), ["a"])
+
+    names = ["0.125", "0.25", "0.5", "1", "2", "4", "8"]
+    assert curve.summary()["sensitivity_at_fps"] == dict.fromkeys(names, 1.0)
+    with pytest.raises(ValueError, match="argument 2 is shorter"):
+        froc.by_rate([1.0] * 6)
+
+
 @pytest.mark.parametrize(("marks", "distinct", "cut"), [(100, 1, 0), (101, 101, 0), (101, 1, 1), (102, 34, 1)])
 def test_scans_that_ties_cut_short_are_counted(marks, distinct, cut):
     """Of 101 different marks 100 stay; of 101 equal ones none, of 34 times three 99: the scan is counted."""
@@ -284,12 +319,18 @@ def test_matches_and_curves_are_themselves_alone_and_stay_so():
 
 
 @pytest.mark.parametrize(
-    ("series_uids", "message"), [([], "list of scans is empty"), (["z"], "No annotated nodule")], ids=str
+    ("nodules", "series_uids", "message"),
+    [
+        ([("a", 0, 10)], [], "list of scans is empty"),
+        ([("a", 0, 10)], ["z"], "No annotated nodule .* Received: scans z, ...; nodules of a, ..."),
+        ([], ["z"], "No annotated nodule .* nodules of no scan"),
+    ],
+    ids=["no scan", "another scan", "no nodule"],
 )
-def test_an_undefined_score_is_refused(series_uids, message):
+def test_an_undefined_score_is_refused(nodules, series_uids, message):
     """Without a listed scan, or without a nodule in one, there is no sensitivity."""
     with pytest.raises(InputError, match=message):
-        froc.evaluate(_marks(("a", 0, 0.9)), _spheres(("a", 0, 10)), series_uids)
+        froc.evaluate(_marks(("a", 0, 0.9)), _spheres(*nodules), series_uids)
 
 
 @pytest.fixture(scope="module")
