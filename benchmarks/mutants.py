@@ -70,7 +70,13 @@ REPLACED = {
 OPERATORS = [f"core/{kind}_{change}" for kind, changes in REPLACED.items() for change in changes.split()]
 OPERATORS += [
     f"core/{name}"
-    for name in ("AddNot", "ReplaceTrueWithFalse", "ReplaceFalseWithTrue", "ReplaceAndWithOr", "ReplaceOrWithAnd")
+    for name in (
+        "AddNot",
+        "ReplaceTrueWithFalse",
+        "ReplaceFalseWithTrue",
+        "ReplaceAndWithOr",
+        "ReplaceOrWithAnd",
+    )
 ]
 OPERATORS += ["core/NumberReplacer", "core/RemoveDecorator", "core/ZeroIterationForLoop"]
 
@@ -197,7 +203,17 @@ def _import_what_tests_import(tests: list[str]) -> None:
             del sys.modules[name]
 
 
-QUIET = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:cov", "--hypothesis-profile=mutants"]
+QUIET = [
+    "-x",
+    "-q",
+    "-p",
+    "no:cacheprovider",
+    "-p",
+    "no:xdist",
+    "-p",
+    "no:cov",
+    "--hypothesis-profile=mutants",
+]
 QUIET += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
 
 

@@ -178,7 +178,9 @@ def test_no_marks_at_all_score_nothing():
 
 def _two_scans():
     """Two of three nodules found, one of them twice and by the first mark; two false alarms; one ignored."""
-    marks = _marks(("b", 0, 0.9), ("a", 90, 0.8), ("b", 1, 0.7), ("a", 50, 0.6), ("a", 0, 0.5), ("b", 90, 0.5))
+    marks = _marks(
+        ("b", 0, 0.9), ("a", 90, 0.8), ("b", 1, 0.7), ("a", 50, 0.6), ("a", 0, 0.5), ("b", 90, 0.5)
+    )
     return froc.match(
         marks, _spheres(("a", 0, 10), ("b", 0, 10), ("b", 300, 10)), ["a", "b"], _spheres(("a", 50, 10))
     )
@@ -277,7 +279,9 @@ def test_the_seven_rates_go_by_their_names():
         froc.by_rate([1.0] * 6)
 
 
-@pytest.mark.parametrize(("marks", "distinct", "cut"), [(100, 1, 0), (101, 101, 0), (101, 1, 1), (102, 34, 1)])
+@pytest.mark.parametrize(
+    ("marks", "distinct", "cut"), [(100, 1, 0), (101, 101, 0), (101, 1, 1), (102, 34, 1)]
+)
 def test_scans_that_ties_cut_short_are_counted(marks, distinct, cut):
     """Of 101 different marks 100 stay; of 101 equal ones none, of 34 times three 99: the scan is counted."""
     rows = [("a", 1000 + 20 * place, (place % distinct) / 200) for place in range(marks)]
