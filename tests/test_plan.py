@@ -220,7 +220,7 @@ def test_natural_prevalence_weighs_nothing():
 
 
 def test_batches_without_a_nodule_are_counted():
-    """Of 13 batches of 4 with 5 nodules, 8 to 11 hold none: as many as a look at each says, epoch by epoch."""
+    """Of 13 batches of 4 with 5 nodules, 8 to 11 hold none: as many as a look at each says, by epoch."""
     plan = _plan(batch_size=4)
 
     without = [

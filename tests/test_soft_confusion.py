@@ -139,7 +139,7 @@ def test_a_missing_class_counts_as_one_sample_called_rightly(score, label):
 
 
 def test_half_called_look_alikes_are_half_false_alarms():
-    """Four look-alikes at p = 1/2 are two false alarms under a raised cosine: F1 of one nodule found is 1/2."""
+    """Four look-alikes at p = 1/2 are two false alarms under a raised cosine: F1 of one found is 1/2."""
     loss = losses.get("sol", score="fbeta", prior="raised_cosine")
 
     actual, _ = value_and_gradient(loss, np.zeros((4, 1)), np.zeros((4, 1)))
