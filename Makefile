@@ -21,7 +21,7 @@ openvino_NEEDS := 'openvino == 2026.4.1'
 MODEL := runs/model
 CLI := $(BIN)/luna-cls
 
-.PHONY: demo test notebooks coverage test-jax test-torch peers openvino model image image-gpu lint lint-docker docs clean \
+.PHONY: demo test notebooks coverage test-jax test-torch peers openvino mutants model image image-gpu lint lint-docker docs clean \
     constraints dist dist-check audit vulnerabilities sbom release-check
 
 demo: $(VENV)/installed
@@ -54,6 +54,11 @@ test-jax test-torch: test-%: .venv-%/installed
 	KERAS_BACKEND=$* .venv-$*/bin/$(PYTEST) $(BACKEND_TESTS)
 
 peers openvino: %: .venv-%/installed
+
+# How many small faults in what the scores and the training rest on the tests find: half an hour on two cores.
+mutants: $(VENV)/installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check cosmic-ray==8.7.0
+	$(BIN)/python benchmarks/mutants.py
 
 model: $(VENV)/installed
 	$(CLI) phantom $(MODEL)/phantom --scans 140 --seed 300 --nodules 14 --imbalance 20 --force

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -175,13 +176,165 @@ def test_no_marks_at_all_score_nothing():
     assert curve.cpm == 0
 
 
+def _two_scans():
+    """Two of three nodules found, one of them twice and by the first mark; two false alarms; one ignored."""
+    marks = _marks(
+        ("b", 0, 0.9), ("a", 90, 0.8), ("b", 1, 0.7), ("a", 50, 0.6), ("a", 0, 0.5), ("b", 90, 0.5)
+    )
+    return froc.match(
+        marks, _spheres(("a", 0, 10), ("b", 0, 10), ("b", 300, 10)), ["a", "b"], _spheres(("a", 50, 10))
+    )
+
+
+def test_each_mark_and_nodule_says_what_became_of_it():
+    """The nodule in b is first hit by mark 0, that in a by mark 4, and the third by none."""
+    matches = _two_scans()
+
+    assert matches.marks["outcome"].tolist() == [
+        "on nodule", "false positive", "on nodule", "ignored", "on nodule", "false positive",
+    ]  # fmt: skip
+    assert matches.labels.tolist() == [1, 0, 1, -1, 1, 0]
+    assert matches.marks["scan"].tolist() == [1, 0, 1, 0, 0, 1]
+    assert matches.nodules["scan"].tolist() == [0, 1, 1]
+    assert matches.nodules["hits"].tolist() == [1, 2, 0]
+    assert matches.nodules["mark"].tolist() == [4, 0, -1]
+    assert matches.nodules["probability"].tolist() == pytest.approx([0.5, 0.9, np.nan], nan_ok=True)
+    assert matches.cut_by_ties == 0
+    assert matches.counts == {
+        "true_positives": 2,
+        "false_positives": 2,
+        "false_negatives": 1,
+        "ignored": 1,
+        "doubles": 1,
+        "candidates": 6,
+    }
+
+
+def test_a_curve_is_read_both_ways():
+    """Points (0, 0), (0, 1/3), (1/2, 1/3), (1, 2/3) at thresholds of infinity, 0.9, 0.8 and 0.5."""
+    curve = _two_scans().curve()
+
+    assert curve.fps_per_scan.tolist() == [0, 0, 0.5, 1]
+    assert curve.sensitivity.tolist() == pytest.approx([0, 1 / 3, 1 / 3, 2 / 3])
+    assert curve.threshold.tolist() == [np.inf, 0.9, 0.8, 0.5]
+    assert curve.fps_per_scan_at([1, 0.9, 0.85, 0.8, 0.6, 0.5, 0.1]).tolist() == [0, 0, 0, 0.5, 0.5, 1, 1]
+    assert [curve.threshold_at(rate) for rate in (0, 0.4, 0.5, 0.9, 1, 8)] == [0.9, 0.9, 0.8, 0.8, 0.5, 0.5]
+
+
+def test_some_nodules_alone_have_a_curve_of_their_own():
+    """Without the missed nodule both others are found: 1/2, then 1, with the same false alarms."""
+    matches = _two_scans()
+
+    curve = matches.of_nodules(matches.nodules["hits"].to_numpy() > 0).curve()
+
+    assert _points(curve) == [(0, 0), (0, 0.5), (0.5, 0.5), (1, 1)]
+    assert curve.num_nodules == 2
+
+
 @pytest.mark.parametrize(
-    ("series_uids", "message"), [([], "list of scans is empty"), (["z"], "No annotated nodule")], ids=str
+    ("x_mm", "expected"),
+    [
+        ([], [np.inf]),
+        ([0], [np.inf, 0.9]),
+        ([300, 310], [np.inf, 0.9, 0.8]),
+        ([300, 310, 320, 330], [np.inf, 0.9, 0.6]),
+        ([0, 100, 200, 300, 310, 320], [np.inf, 0.9, 0.7, 0.4]),
+        ([300, 310, 0, 100, 320], [np.inf, 0.9, 0.8, 0.6, 0.5]),
+    ],
+    ids=["no mark", "one", "two", "one line", "up, then across", "across, up, across"],
 )
-def test_an_undefined_score_is_refused(series_uids, message):
+def test_corners_are_the_first_two_points_the_turns_and_the_last(x_mm, expected):
+    """Nodules lie at 0, 100 and 200 mm; marks of 0.9, 0.8, 0.7 ... find them or lie beyond."""
+    marks = _marks(*[("a", x, (9 - place) / 10) for place, x in enumerate(x_mm)])
+
+    curve = froc.evaluate(marks, _spheres(("a", 0, 10), ("a", 100, 10), ("a", 200, 10)), ["a"])
+
+    assert curve.corners()["threshold"].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [(300, 0.9), (310, 0.8), (0, 0.8), (320, 0.7)],
+        [(0, 0.9), (100, 0.8), (300, 0.8), (200, 0.7)],
+    ],
+    ids=["nodules alone turn", "false alarms alone turn"],
+)
+def test_a_turn_of_either_axis_is_a_corner(rows):
+    """At 0.8 a nodule and a false alarm come together, while the other of the two keeps its step."""
+    spheres = _spheres(("a", 0, 10), ("a", 100, 10), ("a", 200, 10))
+
+    curve = froc.evaluate(_marks(*[("a", x, p) for x, p in rows]), spheres, ["a", "b"])
+
+    assert curve.corners()["threshold"].tolist() == [np.inf, 0.9, 0.8, 0.7]
+
+
+def test_the_seven_rates_go_by_their_names():
+    """From 1/8 to 8, each twice the one before; seven values are wanted, no fewer."""
+    curve = froc.evaluate(_marks(("a", 0, 0.9)), _spheres(("a", 0, 10)), ["a"])
+
+    names = ["0.125", "0.25", "0.5", "1", "2", "4", "8"]
+    assert curve.summary()["sensitivity_at_fps"] == dict.fromkeys(names, 1.0)
+    with pytest.raises(ValueError, match="argument 2 is shorter"):
+        froc.by_rate([1.0] * 6)
+
+
+@pytest.mark.parametrize(
+    ("marks", "distinct", "cut"), [(100, 1, 0), (101, 101, 0), (101, 1, 1), (102, 34, 1)]
+)
+def test_scans_that_ties_cut_short_are_counted(marks, distinct, cut):
+    """Of 101 different marks 100 stay; of 101 equal ones none, of 34 times three 99: the scan is counted."""
+    rows = [("a", 1000 + 20 * place, (place % distinct) / 200) for place in range(marks)]
+
+    matches = froc.match(_marks(*rows), _spheres(("a", 0, 10)), ["a", "b"])
+
+    assert matches.cut_by_ties == cut
+
+
+def test_a_sphere_of_no_size_holds_nothing():
+    """Only a negative diameter stands for 10 mm: at one of 0 a mark in the very centre is a false alarm."""
+    curve = froc.evaluate(_marks(("a", 50, 0.9)), _spheres(("a", 0, 10)), ["a"], _spheres(("a", 50, 0)))
+
+    assert curve.counts["false_positives"] == 1
+
+
+def test_a_draw_without_a_nodule_has_no_sensitivity():
+    """Of scans a with a found nodule and b without any, b twice is NaN at all rates, a twice is 1."""
+    matches = froc.match(_marks(("a", 0, 0.9)), _spheres(("a", 0, 10)), ["a", "b"])
+
+    drawn = matches.bootstrap(np.array([[0, 2], [2, 0]], np.int32))
+
+    assert drawn.shape == (2, 7)
+    assert drawn.dtype == np.float64
+    assert np.isnan(drawn[0]).all()
+    assert (drawn[1] == 1).all()
+
+
+def test_matches_and_curves_are_themselves_alone_and_stay_so():
+    """Neither can be changed, and another of the same tables is another: to compare arrays would raise."""
+    matches, other = _two_scans(), _two_scans()
+    curve = matches.curve()
+
+    assert len({matches, other, curve, other.curve()}) == 4
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        matches.scans = ()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        curve.num_scans = 1
+
+
+@pytest.mark.parametrize(
+    ("nodules", "series_uids", "message"),
+    [
+        ([("a", 0, 10)], [], "list of scans is empty"),
+        ([("a", 0, 10)], ["z"], "No annotated nodule .* Received: scans z, ...; nodules of a, ..."),
+        ([], ["z"], "No annotated nodule .* nodules of no scan"),
+    ],
+    ids=["no scan", "another scan", "no nodule"],
+)
+def test_an_undefined_score_is_refused(nodules, series_uids, message):
     """Without a listed scan, or without a nodule in one, there is no sensitivity."""
     with pytest.raises(InputError, match=message):
-        froc.evaluate(_marks(("a", 0, 0.9)), _spheres(("a", 0, 10)), series_uids)
+        froc.evaluate(_marks(("a", 0, 0.9)), _spheres(*nodules), series_uids)
 
 
 @pytest.fixture(scope="module")

@@ -105,10 +105,15 @@ def test_contains_includes_its_border():
 
 
 def test_a_scan_of_one_voxel_reaches_half_a_millimetre():
-    """One voxel of 1 mm holds what is no more than 0.5 mm from its centre; a point `(3,)` is asked like many."""
+    """One voxel of 1 mm holds what is no more than 0.5 mm from its centre; one point may be asked."""
     grid = Grid((1, 1, 1), (1, 1, 1), (0, 0, 0))
 
-    assert [bool(grid.contains([x_mm, 0, 0])) for x_mm in (-0.51, -0.5, 0.5, 0.51)] == [False, True, True, False]
+    assert [bool(grid.contains([x_mm, 0, 0])) for x_mm in (-0.51, -0.5, 0.5, 0.51)] == [
+        False,
+        True,
+        True,
+        False,
+    ]
 
 
 def test_one_millimetre_is_a_voxel_step_in_array_order():

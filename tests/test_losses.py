@@ -413,6 +413,12 @@ def test_weights_from_counts_undo_what_the_sampling_does(weighting):
         ("mse", {"class_weights": [1, 3]}, True, 3),
         ("focal", {}, False, 1),
         ("focal", {"gamma": 0, "alpha": 0.75, "apply_class_balancing": True}, True, 3),
+        (
+            "focal",
+            {"gamma": 0, "alpha": 0.75, "apply_class_balancing": True, "class_weights": [1, 2]},
+            True,
+            6,
+        ),
         ("cefl", {}, False, 1),
         ("cefl2", {"gamma": 0}, True, 1),
     ],
@@ -507,6 +513,13 @@ def test_wrong_names_and_values_are_refused(name, parameters, message):
         losses.get(name, **parameters)
 
     assert "\n" not in str(refusal.value)
+
+
+def test_effective_numbers_may_have_a_beta_of_0():
+    """By name, too, all classes weigh the same then."""
+    loss = losses.get("bce", (490, 10), class_weights="effective_number", effective_number_beta=0)
+
+    assert loss.class_weights == pytest.approx([1, 1])
 
 
 @pytest.mark.parametrize("beta", [1, -0.1, "much", float("nan")])

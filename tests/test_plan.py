@@ -55,7 +55,9 @@ def test_natural_order_is_numpys_under_seed_and_pass():
 
 def test_balanced_order_is_numpys_under_seed_class_and_pass():
     """Nodules come by the key (1, 1, pass), the rest by (1, 2, pass); (1, 3, epoch) shuffles each batch."""
-    nodules = np.concatenate([np.random.default_rng([1, 1, index]).permutation(POSITIVES) for index in (0, 1)])
+    nodules = np.concatenate(
+        [np.random.default_rng([1, 1, index]).permutation(POSITIVES) for index in (0, 1)]
+    )
     rest = np.random.default_rng([1, 2, 0]).permutation(NEGATIVES)
     batches = np.hstack([nodules[:9].reshape(3, 3), rest[:15].reshape(3, 5)])
 
@@ -218,7 +220,7 @@ def test_natural_prevalence_weighs_nothing():
 
 
 def test_batches_without_a_nodule_are_counted():
-    """Of 13 batches of 4 with 5 nodules, 8 to 11 hold none: as many as a look at each says, epoch by epoch."""
+    """Of 13 batches of 4 with 5 nodules, 8 to 11 hold none: as many as a look at each says, by epoch."""
     plan = _plan(batch_size=4)
 
     without = [

@@ -138,6 +138,15 @@ def test_a_missing_class_counts_as_one_sample_called_rightly(score, label):
     assert actual == pytest.approx(ONE_CLASS[score](wrong, label), rel=1e-5)
 
 
+def test_half_called_look_alikes_are_half_false_alarms():
+    """Four look-alikes at p = 1/2 are two false alarms under a raised cosine: F1 of one found is 1/2."""
+    loss = losses.get("sol", score="fbeta", prior="raised_cosine")
+
+    actual, _ = value_and_gradient(loss, np.zeros((4, 1)), np.zeros((4, 1)))
+
+    assert actual == pytest.approx(0.5, rel=1e-6)
+
+
 @pytest.mark.parametrize("label", [0, 1], ids=["no nodule", "nodules alone"])
 @pytest.mark.parametrize("name", ["anyloss", "sol"])
 @every_score
@@ -188,6 +197,8 @@ def test_a_ramp_grows_by_the_same_factor_each_epoch():
 
     assert [ramp.amplification_in(epoch) for epoch in range(5)] == pytest.approx([1, 4, 16, 64, 64])
     assert [losses.get("anyloss").amplification_in(epoch) for epoch in range(2)] == [73, 73]
+    ramp = losses.get("anyloss", amplification=54, ramp_from=2, ramp_epochs=3)
+    assert [ramp.amplification_in(epoch) for epoch in range(4)] == pytest.approx([2, 6, 18, 54])
 
 
 def test_a_ramp_moves_the_loss_epoch_by_epoch():

@@ -106,7 +106,7 @@ class Matches:
     scans: tuple[str, ...]
     marks: pd.DataFrame
     nodules: pd.DataFrame
-    cut_by_ties: int = 0
+    cut_by_ties: int
 
     @property
     def labels(self) -> pd.Series:

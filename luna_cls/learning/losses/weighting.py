@@ -30,8 +30,8 @@ def effective_number(counts: Sequence[int], beta: float = EFFECTIVE_NUMBER_BETA)
         beta: From 0, where all classes weigh the same, to below 1, where the weights near `balanced`.
     """
     numbers = np.asarray(counts, float)
-    # 1 - beta^n, up to a factor that the sum takes out again.
-    share = -np.expm1(numbers * np.log(beta)) if beta > 0 else np.ones(len(numbers))
+    # beta^n - 1: the effective number up to a factor, sign included, that the sum takes out again.
+    share = np.expm1(numbers * np.log(beta)) if beta > 0 else np.ones(len(numbers))
     weights = 1 / share
     return (weights * len(numbers) / weights.sum()).tolist()
 
