@@ -60,8 +60,8 @@ def main() -> None:
         scores = json.loads((Path(folder) / "scores" / "froc.json").read_text(encoding="utf-8"))
         marks = sum(1 for _ in submission.open(encoding="utf-8")) - 1
     gigabytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
-    kind = "a submission" if options.submission else "random marks"
-    what = f"the whole of evaluate, one core, start included; {marks:,} marks, {kind}"
+    kind = options.submission.stem if options.submission else "random"
+    what = f"the whole of evaluate, one core, start included; {marks:,} marks ({kind})"
     measured = [rows.row(what, name, own, "s", headline=True) for name, own in seconds.items()]
     measured.append(rows.row(what, "peak memory", [gigabytes], "GB", counted=True))
     if options.submission:

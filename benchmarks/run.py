@@ -131,9 +131,9 @@ def main() -> None:
     wanted = [part for part in PARTS if part.name in (options.only or [part.name])]
     results = _begun(options)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what runs is ended, too
-    began = time.perf_counter()
+    began, commit = time.perf_counter(), _commit()  # before results.json changes
     for part in wanted:
-        record, measured = _run(part, options)
+        record, measured = _run(part, options, commit)
         _replace(results, record, measured)
         options.out.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         said = f"failed: {record['failure']}" if record["failure"] else f"{len(measured)} rows"
@@ -183,7 +183,7 @@ def _begun(options: argparse.Namespace) -> dict[str, Any]:
     return {"machine": machine, "parts": [], "rows": []}
 
 
-def _run(part: Part, options: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _run(part: Part, options: argparse.Namespace, commit: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Runs a part: what is recorded of it, and its rows."""
     venv = part.venv and options.venvs / part.venv / "bin" / "python"
     is_there = bool(venv) and venv.is_file()
@@ -192,7 +192,7 @@ def _run(part: Part, options: argparse.Namespace) -> tuple[dict[str, Any], list[
         "part": part.name,
         "command": " ".join(word for word in shown if word),
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "commit": _commit(),
+        "commit": commit,
         "seconds": 0.0,
         "others": None,
         "failure": None,

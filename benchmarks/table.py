@@ -7,11 +7,13 @@ Between `<!-- benchmarks -->` and `<!-- /benchmarks -->` stand the headlines, be
 from __future__ import annotations
 
 import re
+import textwrap
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 BUSY = 0.15  # cores
+WIDTH = 110
 KINDS = {"benchmarks": True, "all benchmarks": False}  # marker: headlines alone
 
 
@@ -69,7 +71,7 @@ def _measured_on(results: dict[str, Any]) -> str:
     where = f"{machine['cores']} cores of a shared machine ({machine['cpu']}{flags}"
     busy = max(part["others"] or 0.0 for part in parts)
     beside = f" Other work kept up to {busy:.1f} of the cores busy meanwhile." if busy >= BUSY else ""
-    return (
+    return _filled(
         f"Measured on {when} on {where}; {machine['memory_gb']:.0f} GB), by `python benchmarks/run.py`. "
         f"{named}. Contenders take turns; ratios are within a round.{beside}"
     )
@@ -82,4 +84,8 @@ def _spelled(day: str) -> str:
 def _commands(results: dict[str, Any], *, headlines: bool) -> list[str]:
     shown = {row["command"] for row in results["rows"] if row["headline"] or not headlines}
     commands = [f"`{part['command']}`" for part in results["parts"] if part["command"] in shown]
-    return ["Each part by itself: " + ", ".join(commands) + "."]
+    return [_filled(f"Each part by itself: {', '.join(commands)}.")]
+
+
+def _filled(text: str) -> str:
+    return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)

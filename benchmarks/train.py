@@ -53,6 +53,7 @@ from turns import Clock, Measured, Offered, Turn, process, serve
 
 FRAMEWORKS = ("luna_cls", "Keras", "PyTorch")
 FINALISTS = 2  # of Keras and of PyTorch
+HEAT_STEPS = 2  # of a first turn, on a processor
 BARE = "luna_cls, bare step"
 FIT = "luna_cls, fit"
 SHAPE_ZYX = (31, 31, 31)
@@ -77,7 +78,7 @@ def main() -> None:
         print(f"\nbatches of {options.batch}, {len(os.sched_getaffinity(0))} cores; a turn of each:")
         heats = {}
         for name, turn in turns.items():
-            heats[name] = turn(2 if options.device == "cpu" else options.steps)
+            heats[name] = turn(HEAT_STEPS if options.device == "cpu" else options.steps)
             print(f"{name:50} {options.batch / heats[name]['seconds']:8.1f} cubes/s", flush=True)
         finalists = [name for framework in options.frameworks for name in _fastest(framework, heats)]
         measured = [{name: turns[name](options.steps) for name in finalists} for _ in range(options.rounds)]
@@ -342,7 +343,7 @@ def _keras(options: argparse.Namespace) -> Offered:
         load_tensorflow_quietly()
     import keras
 
-    cubes = _unit_range(_random_hu(options.batch * (options.steps + 1)))
+    cubes = _unit_range(_random_hu(options.batch * (max(options.steps, HEAT_STEPS) + 1)))
     labels = _random_labels(len(cubes))
     parameters, turns = 0, {}
     for policy in ("float32", "mixed_bfloat16"):

@@ -147,9 +147,9 @@ def test_a_part_that_fails_is_recorded_and_stops_no_other(benchmark, monkeypatch
     options = run.argparse.Namespace(rounds=None, limit=60.0, venvs=tmp_path, real=None)
     real = run.Part("real", "whole.py", "LUNA16", paths=run.REAL)
 
-    broken, nothing = run._run(run.Part("broken", "broken.py"), options)
-    whole, rows = run._run(run.Part("whole", "whole.py"), options)
-    absent, _ = run._run(real, options)
+    broken, nothing = run._run(run.Part("broken", "broken.py"), options, "abc")
+    whole, rows = run._run(run.Part("whole", "whole.py"), options, "abc")
+    absent, _ = run._run(real, options, "abc")
 
     assert (broken["failure"], nothing) == ("exit status 1: No disk left.", [])
     assert whole["failure"] is None
