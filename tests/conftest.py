@@ -23,8 +23,9 @@ SCANS_OF_SMALL_TREE = {  # uid: (spacing_xyz_mm, origin_xyz_mm, direction, compr
 }
 
 
-BELOW_ALL_ROOMS = tuple(
-    f"luna_cls.{name}" for name in ("errors", "files", "processes", "settings", "startup")
+BESIDE_ROOMS = tuple(
+    f"luna_cls.{name}"
+    for name in ("errors", "files", "processes", "settings", "startup", "learning.callbacks")
 )
 
 
@@ -43,14 +44,14 @@ def pytest_collection_modifyitems(config, items):
 
 
 def _is_about(module, rooms):
-    """Whether all that a test file imports of this project is of these rooms, or below all rooms."""
+    """Whether all that a test file imports of this project is of these rooms, or of little weight."""
     named = (
         one.__name__ if inspect.ismodule(one) else getattr(one, "__module__", None)
         for one in vars(module).values()
     )
     ours = [name for name in named if isinstance(name, str) and name.startswith("luna_cls.")]
     return any(name.startswith(rooms) for name in ours) and all(
-        name.startswith(rooms + BELOW_ALL_ROOMS) for name in ours
+        name.startswith(rooms + BESIDE_ROOMS) for name in ours
     )
 
 
