@@ -227,7 +227,7 @@ def test_the_command_ends_with_1_if_there_is_a_fault(run_cli, tree):
     lines = sound.stdout.splitlines()
     assert lines[0] == "4 scans, 0.0 GB; 40 candidates"
     assert lines[1].startswith(
-        "prepare will need 0.0 GB of disk, 0.3 GB of memory a worker, and some 1 minutes of work"
+        "prepare will need 0.0 GB of disk, 0.3 GB of memory a worker, and some 1 minute of work"
     )
     assert all(line.startswith("note: ") for line in lines[2:])
     assert spoilt.returncode == 1

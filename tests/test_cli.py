@@ -251,7 +251,7 @@ def test_evaluation_prints_the_froc_and_the_path(run_cli, folder):
     assert done.stderr.startswith("Warning: No list of excluded findings was given")
     assert "1 scans, 1 nodules" in lines[0]
     assert any("CPM" in line and "1.000" in line for line in lines)
-    assert any("CPM of 1 nodules 6 to 10 mm" in line for line in lines)
+    assert any("CPM of 1 nodule 6 to 10 mm" in line for line in lines)
     assert lines[-1] == "new"
 
 

@@ -37,6 +37,7 @@ def audit(
     """Is this download whole, and what will prepare need? Reads headers and CSVs, no voxels."""
     from luna_cls.cubes.preparation import needs
     from luna_cls.cubes.store import CubeFormat
+    from luna_cls.reports.blocks import plural
     from luna_cls.scans.audit import audit as audit_tree
 
     stored = CubeFormat(margin_vox=margin, dtype=dtype)
@@ -49,7 +50,7 @@ def audit(
     minutes = math.ceil(need.worker_seconds / 60)
     stdout.print(
         f"prepare will need {need.disk_bytes / 1e9:,.1f} GB of disk, {need.worker_bytes / 1e9:,.1f} GB of "
-        f"memory a worker, and some {minutes:,} minutes of work, divided by the workers"
+        f"memory a worker, and some {plural(minutes, 'minute')} of work, divided by the workers"
     )
     for note in found.notes:
         stdout.print(f"note: {note}", markup=False)

@@ -113,6 +113,7 @@ def predict(
     load_tensorflow()
     from luna_cls.inference.options import Options
     from luna_cls.inference.predictor import predict as predict_scans
+    from luna_cls.reports.blocks import plural
     from luna_cls.reports.page import write_scan_report
 
     options = Options(
@@ -151,7 +152,8 @@ def predict(
         say(f"Calibrated by {', '.join(calibrations)}; --calibration none leaves that off")
     if calibrations and None in made.calibrations:
         say("Warning: some of the models are not calibrated: a mean of both kinds of logits says little.")
-    say(f"{made.num_findings:,} findings in {made.num_scans:,} scans, marked from {made.threshold:.3g}")
+    counts = f"{plural(made.num_findings, 'finding')} in {plural(made.num_scans, 'scan')}"
+    say(f"{counts}, marked from {made.threshold:.3g}")
     show_path("findings", out / "findings.csv")
     add_report(out, scans=scans)
     told = {

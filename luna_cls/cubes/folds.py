@@ -50,9 +50,14 @@ def split_by_fold(
         InputError: If a fold is named for both, or the training or validation set is empty.
         LeakError: If a scan is in two of the sets.
     """
+    given = f"validation folds {sorted(validation_folds)}, test folds {sorted(test_folds)}"
+    advice = "Name others with --val-folds or --set split.test_folds=[...]."
     both = set(validation_folds) & set(test_folds)
     if both:
-        raise InputError(f"Fold {min(both)} cannot be for validation and for test. Name it once.")
+        raise InputError(
+            f"Fold {min(both)} cannot be for validation and for test. Received, the recipe's included: {given}. "
+            f"{advice}"
+        )
     usable = (candidates["status"] == "ok").to_numpy()
     fold = candidates["fold"].to_numpy()
     in_validation = np.isin(fold, list(validation_folds))
@@ -65,8 +70,8 @@ def split_by_fold(
     for name, rows in (("training", split.train), ("validation", split.validation)):
         if not len(rows):
             raise InputError(
-                f"No cube is left for {name}. Received: validation folds {sorted(validation_folds)}, "
-                f"test folds {sorted(test_folds)}; the store has folds {sorted(set(fold[usable].tolist()))}."
+                f"No cube is left for {name}. Received: {given}; the store has folds "
+                f"{sorted(set(fold[usable].tolist()))}. {advice}"
             )
     check_no_leak(candidates["seriesuid"], split)
     return split

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from luna_cls.reports.blocks import plural
+
 METRIC_NAMES = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
@@ -127,7 +129,7 @@ def print_froc(console: Console, froc: Mapping[str, Any]) -> None:
     table.add_section()
     table.add_row("CPM", _share(froc["cpm"]), *_interval(froc["cpm_interval_95"]))
     for size in froc["by_size"]:
-        name = f"CPM of {size['num_nodules']:,} nodules {size['diameter_mm']} mm"
+        name = f"CPM of {plural(size['num_nodules'], 'nodule')} {size['diameter_mm']} mm"
         table.add_row(name, _share(size["cpm"]), *_interval(size.get("cpm_interval_95")))
     console.print(table)
 

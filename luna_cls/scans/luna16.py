@@ -80,8 +80,10 @@ def find_csv(root: Path, name: str) -> Path:
         path = root / folder / name
         if path.is_file():
             return path
+    option = " with --candidates" if name.startswith("candidates") else ""
     raise InputError(
-        f"No {name} in {root}, its CSVFILES or its evaluationScript/annotations. Put it there, or name it."
+        f"No {name} in {root}, its CSVFILES or its evaluationScript/annotations. Put it there, or name "
+        f"it{option}."
     )
 
 
