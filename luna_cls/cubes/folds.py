@@ -55,8 +55,8 @@ def split_by_fold(
     both = set(validation_folds) & set(test_folds)
     if both:
         raise InputError(
-            f"Fold {min(both)} cannot be for validation and for test. Received, the recipe's included: {given}. "
-            f"{advice}"
+            f"Fold {min(both)} cannot be for validation and for test. Received, the recipe's included: "
+            f"{given}. {advice}"
         )
     usable = (candidates["status"] == "ok").to_numpy()
     fold = candidates["fold"].to_numpy()
