@@ -56,9 +56,13 @@ test-jax test-torch: test-%: .venv-%/installed
 peers openvino: %: .venv-%/installed
 
 # How many small faults in what the scores and the training rest on the tests find: half an hour on two cores.
-mutants: $(VENV)/installed-dev
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check cosmic-ray==8.7.0
-	$(BIN)/python benchmarks/mutants.py
+mutants: .venv-mutants/installed
+	.venv-mutants/bin/python benchmarks/mutants.py
+
+.venv-mutants/installed: setup.cfg constraints.txt
+	$(PYTHON) -m venv .venv-mutants
+	.venv-mutants/bin/$(PIP_INSTALL) --editable '.[dev]' cosmic-ray==8.7.0
+	touch $@
 
 model: $(VENV)/installed
 	$(CLI) phantom $(MODEL)/phantom --scans 140 --seed 300 --nodules 14 --imbalance 20 --force
@@ -145,7 +149,7 @@ docs: $(VENV)/installed-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:
-	rm -rf $(VENV) .venv-jax .venv-torch .venv-peers .venv-openvino .venv-release build dist *.egg-info .coverage coverage.json .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-jax .venv-torch .venv-peers .venv-openvino .venv-mutants .venv-release build dist *.egg-info .coverage coverage.json .pytest_cache .mypy_cache .ruff_cache
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

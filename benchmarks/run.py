@@ -14,7 +14,7 @@ a folder that holds luna16/ (annotations.csv, annotations_excluded.csv, seriesui
 a real submission is scored, too.
 
 Results go to benchmarks/results.json, as results.schema.json describes it, and benchmarks/results.svg. With
---only, the other parts stay as they were, if they are from such a machine.
+--only, the other parts stay as they were; they must be from such a machine, with these versions.
 
 python benchmarks/run.py --table README.md [PAGE ...]
 
@@ -44,6 +44,8 @@ from typing import Any
 
 import picture
 import table
+
+from luna_cls.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "runs" / "benchmarks"
@@ -135,7 +137,7 @@ def main() -> None:
     for part in wanted:
         record, measured = _run(part, options, commit)
         _replace(results, record, measured)
-        options.out.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_text(options.out, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
         said = f"failed: {record['failure']}" if record["failure"] else f"{len(measured)} rows"
         print(
             f"{time.perf_counter() - began:5.0f} s  {part.name}: {record['seconds']:.0f} s, {said}",
@@ -178,8 +180,11 @@ def _begun(options: argparse.Namespace) -> dict[str, Any]:
     FOLDER.mkdir(parents=True, exist_ok=True)
     if options.only and options.out.is_file():
         before = json.loads(options.out.read_text(encoding="utf-8"))
-        if all(before["machine"][key] == machine[key] for key in ("cpu", "cores", "flags")):
-            return before | {"machine": machine}
+        same = ("cpu", "cores", "flags", "python", "tensorflow", "keras")
+        if any(before["machine"][key] != machine[key] for key in same):
+            sys.exit(f"{options.out} is of another machine or other versions: name another --out.")
+        machine["peers"] = before["machine"]["peers"] | machine["peers"]
+        return before | {"machine": machine}
     return {"machine": machine, "parts": [], "rows": []}
 
 
@@ -197,6 +202,7 @@ def _run(part: Part, options: argparse.Namespace, commit: str) -> tuple[dict[str
         "others": None,
         "failure": None,
     }
+    (FOLDER / f"{part.name}.log").unlink(missing_ok=True)  # an earlier run's reason is not this one's
     began, busy = time.perf_counter(), _busy_elsewhere()
     measured: list[dict[str, Any]] = []
     with TemporaryDirectory() as folder:

@@ -56,17 +56,17 @@ def _answers(port: str) -> bool:
     try:
         connection.request("GET", "/")
         return connection.getresponse().status < 500
-    except OSError:
+    except (OSError, http.client.HTTPException):
         return False
     finally:
         connection.close()
 
 
 def _quiet_s(process: Path, words: list[str]) -> float:
-    """Seconds since a process began or wrote; 0 if it has just ended."""
+    """Seconds since a process began or wrote; 0 if it has just ended, or is not to be looked at."""
     try:
         return time.time() - max([_begun(process), *_written(words, process)])
-    except (FileNotFoundError, ProcessLookupError):
+    except OSError:
         return 0.0
 
 
@@ -87,7 +87,7 @@ def _written(words: list[str], process: Path) -> Iterator[float]:
             for path in folder.rglob("*"):
                 try:
                     yield path.stat().st_mtime
-                except FileNotFoundError:  # a temporary file that is no more
+                except OSError:  # a temporary file that is no more, or one of somebody else's
                     continue
 
 

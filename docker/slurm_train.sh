@@ -12,7 +12,7 @@
 #SBATCH --mem=32G
 #SBATCH --gpus=1
 #SBATCH --time=12:00:00
-#SBATCH --output=luna-cls-%A_%a.log
+#SBATCH --output=luna-cls-%j.log
 #SBATCH --open-mode=append
 #SBATCH --requeue
 #SBATCH --signal=TERM@60

@@ -4,9 +4,11 @@
 # For services with `restart: unless-stopped`, which begins what has ended again and again: that is wanted
 # after a crash or a reboot, and when a disk was not mounted yet, not when a training has come to its end.
 asked=""
+child=""
+trap 'asked=yes; [ -z "$child" ] || kill -TERM "$child" 2>/dev/null' TERM INT
 "$@" &
 child=$!
-trap 'asked=yes; kill -TERM "$child" 2>/dev/null' TERM INT
+[ -z "$asked" ] || kill -TERM "$child" 2>/dev/null # which came before there was a number
 wait "$child"
 status=$?
 while kill -0 "$child" 2>/dev/null; do # the wait ended with the signal, the command goes on to save

@@ -56,11 +56,11 @@ def written_whole(path: Path) -> Iterator[Path]:
 def write_text(path: Path, text: str) -> None:
     """Writes `text` to `path`, whole or not at all."""
     with written_whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # a name may be no text
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as indented JSON, keys in the order given, NaN as null, whole or not at all."""
+    """Writes `value` as indented JSON, keys as given, NaN and infinity as null, whole or not at all."""
     write_text(path, json_text(value))
 
 
@@ -382,4 +382,4 @@ def _without_nan(value: Any) -> Any:
         return {key: _without_nan(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [_without_nan(entry) for entry in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

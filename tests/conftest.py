@@ -12,6 +12,9 @@ from scipy.ndimage import gaussian_filter
 
 from luna_cls.scans.grid import Grid
 
+for colour in ("FORCE_COLOR", "GITHUB_ACTIONS", "NO_COLOR", "PY_COLORS", "TTY_COMPATIBLE"):
+    os.environ.pop(colour, None)  # the command line, not imported yet, would print other bytes
+
 IDENTITY = ((1, 0, 0), (0, 1, 0), (0, 0, 1))
 FLIPPED_XY = ((-1, 0, 0), (0, -1, 0), (0, 0, 1))
 
@@ -37,9 +40,10 @@ def pytest_collection_modifyitems(config, items):
     """
     items.sort(key=lambda item: item.path.name != "test_demo.py")
     rooms = tuple(room for room in config.getoption("cov_source", None) or () if room is not True)
-    about_rooms = {module: rooms and _is_about(module, rooms) for module in {item.module for item in items}}
+    modules = {getattr(item, "module", None) for item in items} if rooms else set()  # a notebook has none
+    watched = {module for module in modules if module is not None and _is_about(module, rooms)}
     for item in items if rooms else ():
-        if not about_rooms[item.module] or item.get_closest_marker("slow"):
+        if getattr(item, "module", None) not in watched or item.get_closest_marker("slow"):
             item.add_marker("no_cover")
 
 

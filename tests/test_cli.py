@@ -138,8 +138,10 @@ def test_every_command_has_help(run_cli, command):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_is_in_the_readme(command):
-    """README.md shows each command as `luna-cls COMMAND`."""
-    assert f"\n| [`{command}`](docs/commands/{command}.md) |" in (ROOT / "README.md").read_text(encoding="utf-8")
+    """README.md has a row for each command, which leads to its page."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+
+    assert f"\n| [`{command}`](docs/commands/{command}.md) |" in readme
 
 
 def test_version(run_cli):

@@ -165,7 +165,7 @@ def _lines():
         if service.get("entrypoint", ["luna-cls"])[-1] == "luna-cls":
             yield f"compose.yaml {name}", service["command"]
     said = r'(?:srun "|\[")(?:luna-cls|\$\{luna_cls\[@\]\})\W+([a-z].*)'
-    for path in [*sorted(DOCKER.glob("*[!l]")), PAGE]:
+    for path in [DOCKER / "Dockerfile", *sorted(DOCKER.glob("*.sh")), *sorted(DOCKER.glob("*.py")), PAGE]:
         for line in path.read_text().replace("\\\n", " ").splitlines():
             match = re.search(r"luna-cls:[cg]pu ([a-z].*)" if path == PAGE else said, line)
             if match and "--entrypoint" not in line:

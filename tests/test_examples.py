@@ -80,6 +80,7 @@ def test_what_a_page_tells_to_type_does_what_it_says(page, stand_ins, tmp_path, 
     for fence in page.examples:
         if fence.language == "python":
             folder.offer(re.findall(r"""["']([\w./]+)["']""", fence.text))
+            os.chdir(tmp_path)  # a stand-in is made in a folder of its own
             exec(compile(fence.text, str(page), "exec"), names)  # noqa: S102
         for words in fence.luna_commands:
             output = folder.make_way(words)

@@ -32,6 +32,7 @@ DECOYS = {
     "tests/scan.dcm",
     "luna_cls/recipes/my.txt",
     ".env",
+    "docker/.env",
 }
 NEEDED = {
     *("setup.cfg", "pyproject.toml", "MANIFEST.in", "Makefile", "constraints.txt", ".ci/run", "LICENSE"),

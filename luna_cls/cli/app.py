@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import shlex
 import sys
 import time
@@ -43,8 +44,12 @@ class _Group(TyperGroup):
         )
         if not standalone_mode:
             return run()
+        console.begin(quiet=False, verbose=False, as_json=False)
         try:
             status = run()
+        except OSError as error:
+            console.complain(f"luna-cls: Standard output cannot be written: {error.strerror or error}.")
+            sys.exit(WRONG_INPUT)
         except Exception as error:
             if not hasattr(error, "format_message"):  # Click's, or those of the copy of it in Typer
                 raise
@@ -97,21 +102,22 @@ def _options(
     """
     console.begin(quiet=quiet, verbose=verbose, as_json=as_json)
     if version:
-        _print_version(verbose=verbose)
+        _print_version(verbose=verbose, as_json=as_json)
         raise typer.Exit
     if context.invoked_subcommand is None:
         context.get_help()
         raise typer.Exit(WRONG_USAGE)
 
 
-def _print_version(*, verbose: bool) -> None:
-    if not verbose:
-        console.stdout.print(f"luna-cls {__version__}")
-        return
+def _print_version(*, verbose: bool, as_json: bool) -> None:
     from luna_cls.cli.versions import versions
 
-    for name, version in versions().items():
-        console.stdout.print(f"{name} {version}", markup=False)
+    told = versions() if verbose else {"luna-cls": __version__}
+    if as_json:
+        console.show(json.dumps(told, indent=2))
+        return
+    for name, version in told.items():
+        console.show(f"{name} {version}")
 
 
 def _manners(*, quiet: Quiet = False, verbose: Verbose = False, as_json: Json = False) -> None:
@@ -194,5 +200,6 @@ def _tell_cost(name: str, seconds: float) -> None:
     found = devices()
     if found is not None:
         console.detail(f"Devices: {', '.join(found)}")
-    most_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    most_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     console.detail(f"{name} took {seconds:.1f} s, and {most_bytes / 1e9:.1f} GB of memory at most")

@@ -134,10 +134,15 @@ def say_wrong(message: str) -> None:
     complain(f"luna-cls: {' '.join(message.split())}")
 
 
+def show(line: str) -> None:
+    """Prints a line of a result on standard output."""
+    stdout.print(_printable(line), markup=False)
+
+
 def show_path(what: str, path: Path) -> None:
     """Prints the path of a result on standard output."""
     keep_path(what, path)
-    stdout.print(_printable(str(path)), markup=False)
+    show(str(path))
 
 
 def keep_path(what: str, path: Path) -> None:

@@ -10,9 +10,9 @@ from typing import Annotated
 import typer
 
 from luna_cls.cli.app import DONE, WRONG_INPUT, Answer, command
-from luna_cls.cli.console import complain, progress, say, show_path, stdout
+from luna_cls.cli.console import complain, progress, say, show, show_path, stdout
 from luna_cls.cli.endings import status_of
-from luna_cls.cli.options import CubeType, Dask, Force, Margin, Workers
+from luna_cls.cli.options import CubeType, Dask, Force, Margin, Points, Workers
 
 _GROUP = "From scans to cubes"
 
@@ -27,10 +27,7 @@ _GROUP = "From scans to cubes"
 )
 def audit(
     luna_dir: Annotated[Path, typer.Argument(help="LUNA16: subset0 to subset9, and its CSVs.")],
-    candidates: Annotated[
-        Path | None,
-        typer.Option(help="CSV of labelled points.", show_default="LUNA_DIR's candidates_V2.csv"),
-    ] = None,
+    candidates: Points = None,
     margin: Margin = 0,
     dtype: CubeType = "int16",
 ) -> Answer:
@@ -53,9 +50,9 @@ def audit(
         f"memory a worker, and some {plural(minutes, 'minute')} of work, divided by the workers"
     )
     for note in found.notes:
-        stdout.print(f"note: {note}", markup=False)
+        show(f"note: {note}")
     for fault in found.faults:
-        stdout.print(f"fault: {fault}", markup=False)
+        show(f"fault: {fault}")
     told = {
         "scans": len(found.grids),
         "candidates": found.num_candidates,
@@ -78,10 +75,7 @@ def audit(
 def prepare(
     luna_dir: Annotated[Path, typer.Argument(help="LUNA16: subset0 to subset9; or any folder of scans.")],
     store: Annotated[Path, typer.Argument(help="The cube store to make.")],
-    candidates: Annotated[
-        Path | None,
-        typer.Option(help="CSV of labelled points.", show_default="LUNA_DIR's candidates_V2.csv"),
-    ] = None,
+    candidates: Points = None,
     margin: Margin = 0,
     dtype: CubeType = "int16",
     workers: Workers = None,

@@ -61,4 +61,7 @@ Excluded = Annotated[Path | None, typer.Option(help="CSV of findings to ignore."
 Dask = Annotated[
     str | None, typer.Option(help="A Dask scheduler, as tcp://HOST:8786, whose workers do the work.")
 ]
+Points = Annotated[
+    Path | None, typer.Option(help="CSV of labelled points.", show_default="LUNA_DIR's candidates_V2.csv")
+]
 CubeType = Annotated[Literal["int16", "uint8"], typer.Option(help="int16: HU. uint8: half the room.")]
