@@ -129,6 +129,8 @@ def read_csv(path: Path, columns: tuple[str, ...], what: str, optional: tuple[st
         table = pd.read_csv(path, dtype=dict.fromkeys(_WORDS, str), skip_blank_lines=False)
     except UnicodeError as error:
         raise InputError(f"{path} is no text in UTF-8. A CSV of {what} is; save it as such.") from error
+    except pd.errors.EmptyDataError as error:
+        raise InputError(f"{path} is empty. A CSV of {what} has {','.join(columns)}.") from error
     except ValueError as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{path} cannot be read as a CSV of {what}: {reason}.") from error

@@ -36,7 +36,7 @@ def test_series_uids_stay_text(tmp_path):
     ("text", "message"),
     [
         (None, "No candidates file at .*table.csv. Give the path of a CSV with seriesuid,coordX"),
-        ("", "table.csv cannot be read as a CSV of candidates"),
+        ("", "table.csv is empty. A CSV of candidates has seriesuid,coordX."),
         ('seriesuid,coordX\n"a,1\n', "table.csv cannot be read as a CSV of candidates"),
         ("seriesuid,x\na,1\n", "table.csv lacks the column coordX. Received: seriesuid,x"),
         ("seriesuid,coordX\na,1\na,\n", "table.csv, line 3: coordX must be a finite number"),

@@ -172,7 +172,7 @@ def test_the_line_told_is_the_files_own(write_csv):
         (FIRST, "lacks the column seriesuid"),
         (HEADER.replace(",", ";"), "separated by semicolons"),
         (HEADER, "lists no candidate"),
-        ("", "cannot be read as a CSV of candidates"),
+        ("", "is empty. A CSV of candidates has seriesuid,coordX,coordY,coordZ"),
         ("\xff\xfe\n", "no text in UTF-8"),
         (HEADER + '"' + FIRST, "cannot be read as a CSV of candidates"),
         (HEADER + SECOND.replace("\n", ",1\n"), "cells|columns|fields"),

@@ -216,7 +216,7 @@ def test_a_wrong_submission_is_refused_in_a_line(submission, rows, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"subset": 3}, "Received: --subset 3, --subsets None"),
+        ({"subset": 3}, "Received: --subset 3 alone."),
         ({"subset": 3, "subsets": "subsets.csv"}, "subsets.csv has no scan in subset 3"),
         ({"subset": 3, "subsets": "gone.csv"}, "No subsets file at .*gone.csv"),
     ],

@@ -251,9 +251,10 @@ def read(path: Path) -> dict[str, Any]:
         stored["points"] = [_read_point(point) for point in stored["points"]]
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
-        reason = " ".join(f"{kind}{error}".split())
+        reason = " ".join(f"{kind}{error}".split()).rstrip(".")
         raise InputError(
-            f"{path} holds no operating points ({reason}). Make them anew: luna-cls calibrate RUN --force."
+            f"{path} holds no operating points ({reason}). Give the operating_points.json of a run, "
+            "or make it anew: luna-cls calibrate RUN --force."
         ) from error
     return stored
 

@@ -45,9 +45,10 @@ class Reference:
                 f"--excluded {self.excluded} alone."
             )
         if (self.subset is None) != (self.subsets is None):
+            received = f"--subset {self.subset}" if self.subsets is None else f"--subsets {self.subsets}"
             raise InputError(
                 "A subset takes a number and what tells the subsets: --subset K --subsets LUNA_DIR, or a CSV "
-                f"with seriesuid,subset. Received: --subset {self.subset}, --subsets {self.subsets}."
+                f"with seriesuid,subset. Received: {received} alone."
             )
 
     @property

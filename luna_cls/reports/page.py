@@ -64,13 +64,13 @@ def write_report(folder: Path, *, scans: Iterable[Path] = (), store: CubeStore |
     """
     if not folder.is_dir():
         raise InputError(
-            f"No folder at {folder}. Give one that luna-cls train, compare, evaluate or predict has made."
+            f"No folder at {folder}. Give one that luna-cls train, crossval, compare, evaluate or predict has made."
         )
     read = next((read for sign, read in PAGES.items() if (folder / sign).is_file()), None)
     if read is None:
         raise InputError(
             f"{folder} is no run, evaluation, comparison or prediction: it has none of {', '.join(PAGES)}. "
-            "Give a folder that luna-cls train, compare, evaluate or predict has made."
+            "Give a folder that luna-cls train, crossval, compare, evaluate or predict has made."
         )
     if read is run_page and not (folder / "metrics.json").is_file():
         raise InputError(
