@@ -64,8 +64,8 @@ def write_report(folder: Path, *, scans: Iterable[Path] = (), store: CubeStore |
     """
     if not folder.is_dir():
         raise InputError(
-            f"No folder at {folder}. Give one that luna-cls train, crossval, compare, evaluate or predict has "
-            "made."
+            f"No folder at {folder}. Give one that luna-cls train, crossval, compare, evaluate or predict "
+            "has made."
         )
     read = next((read for sign, read in PAGES.items() if (folder / sign).is_file()), None)
     if read is None:
