@@ -6,6 +6,7 @@ a mark behind the fence's language: `{ .exit-3 }`.
 """
 
 import functools
+import json
 import os
 import re
 import shutil
@@ -128,14 +129,18 @@ def _parsed(words):
 
 
 def _run(folder, words, status=0):
-    """Runs `luna-cls` with these words in a folder, cut short."""
+    """Runs `luna-cls` with these words in a folder, cut short; a command answers in one JSON object."""
     os.chdir(folder)
     if words[0] == "calibrate" and status == 0:
         _let_it_rank(Path(words[1]) / "validation_predictions.csv")
-    done = CliRunner().invoke(app, _cut_short(words), prog_name="luna-cls")
+    tells = words[0] in COMMANDS and "--help" not in words
+    done = CliRunner().invoke(app, [*_cut_short(words), *["--json"] * tells], prog_name="luna-cls")
     if done.exception and not isinstance(done.exception, SystemExit):
         raise done.exception
     assert done.exit_code == status, f"luna-cls {' '.join(words)}\n{done.output}"
+    if tells and status in (0, 3):
+        told = json.loads(done.stdout, parse_constant=pytest.fail)  # NaN and Infinity are no JSON
+        assert (told["command"], told["status"]) == (words[0], status)
 
 
 def _let_it_rank(predictions):
