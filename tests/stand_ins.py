@@ -15,6 +15,7 @@ Every page is run in a folder of its own, in which these are put in place when a
 | `annotations.csv`, `annotations_excluded.csv`, `candidates.csv`, `seriesuids.csv` | LUNA16's tables |
 """
 
+import locale
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -166,6 +167,7 @@ def _dicom(stand_ins: StandIns, path: Path) -> None:
     """One file a slice, with what a reader of a CT series asks for."""
     volume = read_volume(_first_scan(stand_ins))
     path.mkdir()
+    before = locale.setlocale(locale.LC_ALL)
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
     x_mm, y_mm, _ = volume.grid.spacing_xyz_mm
@@ -193,6 +195,7 @@ def _dicom(stand_ins: StandIns, path: Path) -> None:
             image.SetMetaData(tag, value)
         writer.SetFileName(str(path / f"{z:03}.dcm"))
         writer.Execute(image)
+    locale.setlocale(locale.LC_ALL, before)  # GDCM writes in the locale C, and leaves the process in it
 
 
 def _table(*parts: str) -> Callable[[StandIns, Path], None]:

@@ -190,12 +190,10 @@ def check_thresholds(path: Path, points: Mapping[str, Any], submission: Path) ->
         cannot_tell = f"whether {submission.name} was calibrated in the same way cannot be told"
         return [f"Thresholds are of calibrated probabilities; {cannot_tell}."]
     try:
-        made_by = read_json(about.read_bytes(), about.name)
+        made_by = read_json(about.read_bytes(), "it")
         own, model = made_by["calibration"], made_by["model_sha256"]
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{about} cannot be read ({type(error).__name__}: {error}). Predict again."
-        ) from error
+        raise InputError(f"{about} cannot be read ({_reason(error)}). Predict again.") from error
     if model != points.get("fitted_on", {}).get("model_sha256"):
         raise InputError(
             f"{submission} was predicted by another model than the thresholds of {path} are for."
@@ -234,8 +232,11 @@ def read(path: Path, model: Path, model_sha256: str = "") -> Calibration:
         own = stored["fitted_on"]["model_sha256"]
         read = Calibration.from_json(stored)
     except (ValueError, KeyError, TypeError, OverflowError) as error:
-        reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-        raise InputError(f"{path} holds no calibration ({reason}). {way_out}") from error
+        raise InputError(f"{path} holds no calibration ({_reason(error)}). {way_out}") from error
     if own != (model_sha256 or sha256(model)):
         raise InputError(f"{path} was fitted to another model than {model}. {way_out}")
     return read
+
+
+def _reason(error: Exception) -> str:
+    return str(error).rstrip(".") if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
