@@ -527,3 +527,11 @@ def test_the_beta_of_effective_numbers_is_checked(beta):
     """It must lie in [0, 1)."""
     with pytest.raises(InputError, match=r"effective_number_beta must lie in \[0, 1\)"):
         losses.get("bce", (490, 10), class_weights="effective_number", effective_number_beta=beta)
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [("float64", "float64"), ("bfloat16", "float32"), (None, "float32")]
+)
+def test_a_loss_is_computed_in_the_type_it_is_given_but_never_in_16_bits(given, kept):
+    """float64 stays float64; bfloat16, and no word on it where Keras computes in float32, become float32."""
+    assert losses.LOSSES["bce"](dtype=given).dtype == kept
