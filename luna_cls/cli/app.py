@@ -142,6 +142,7 @@ def command(group: str, examples: Sequence[str]) -> Callable[[Callable[..., Answ
         def run(*args: Any, quiet: bool, verbose: bool, as_json: bool, **kwargs: Any) -> None:
             console.adjust(quiet=quiet, verbose=verbose, as_json=as_json)
             if console.is_contradictory():
+                console.begin(quiet=False, verbose=False, as_json=False)
                 console.complain("luna-cls: --quiet says less, --verbose more: give one of them.")
                 raise typer.Exit(WRONG_USAGE)
             with console.results_alone_on_stdout():
