@@ -11,7 +11,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,6 +113,12 @@ def say(line: str) -> None:
         complain(line)
     elif not _talk.quiet:
         _print(line)
+
+
+def warn(warnings: Iterable[str]) -> None:
+    """Prints each as a warning on standard error."""
+    for warning in warnings:
+        say(f"Warning: {warning}")
 
 
 def detail(line: str) -> None:

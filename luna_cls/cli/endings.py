@@ -45,3 +45,17 @@ def status_of(folder: Path, failures: int) -> int:
     keep_path("failures", folder / "failures.csv")
     say(f"luna-cls: not all could be used: {folder / 'failures.csv'} says what and why, in {lines}.")
     return SOME_FAILED
+
+
+def not_all(folder: Path, what: str, *, can_be_tried_again: bool) -> int:
+    """The exit status of a command of many trainings, not all of which went well; says where it stands why.
+
+    Args:
+        folder: Where `failures.csv` is.
+        what: What it had many of.
+        can_be_tried_again: Whether --resume does something about it.
+    """
+    keep_path("failures", folder / "failures.csv")
+    again = " The same command with --resume tries what failed again." if can_be_tried_again else ""
+    say(f"luna-cls: not all {what} went well; {folder / 'failures.csv'} says which and why.{again}")
+    return SOME_FAILED

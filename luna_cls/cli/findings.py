@@ -11,9 +11,9 @@ from luna_cls.cli import completion
 from luna_cls.cli.app import DONE, Answer, command
 from luna_cls.cli.console import complain, progress, say, show_path
 from luna_cls.cli.endings import add_report, status_of
-from luna_cls.cli.loading import load_tensorflow
 from luna_cls.cli.options import Force
 from luna_cls.errors import InputError
+from luna_cls.startup import load_tensorflow_quietly
 
 _GROUP = "New scans"
 
@@ -110,7 +110,7 @@ def predict(
     Each scan has a folder of its own in OUT/scans as soon as it is done.
     Stopped at any moment, --resume goes on, also with more scans.
     """
-    load_tensorflow()
+    load_tensorflow_quietly()
     from luna_cls.inference.options import Options
     from luna_cls.inference.predictor import predict as predict_scans
     from luna_cls.reports.blocks import plural
@@ -202,7 +202,7 @@ def export(
         return DONE, {"format": to}
     if name is not None or licence is not None:
         raise InputError(f"--name and --licence are for bundles. Received: --format {to}.")
-    load_tensorflow()
+    load_tensorflow_quietly()
     from luna_cls.inference.bundle import open_bundles
     from luna_cls.inference.conversion import export as convert
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from luna_cls.cli import completion
 from luna_cls.cli.app import DONE, Answer, command
-from luna_cls.cli.console import keep_path, say, show_path, stdout
+from luna_cls.cli.console import keep_path, say, show_path, stdout, warn
 from luna_cls.cli.endings import add_report
 from luna_cls.cli.options import Excluded, Force
 from luna_cls.errors import InputError
@@ -92,11 +93,7 @@ def evaluate(
             predictions, reference, out, resamples=resamples, seed=seed, finish=finish, force=force
         )
         print_comparison(stdout, compared)
-        for warning in compared["warnings"]:
-            say(f"Warning: {warning}")
-        show_path("evaluation", out)
-        if not no_report:
-            keep_path("report", out / "report.html")
+        _end(out, compared, has_report=not no_report)
         return DONE, compared
     result = evaluate_submission(
         predictions[0],
@@ -115,12 +112,15 @@ def evaluate(
         print_froc(stdout, result["froc"])
     if result["points"]:
         print_operating_points(stdout, "thresholds chosen on validation, tried here", result["points"])
-    for warning in result["warnings"]:
-        say(f"Warning: {warning}")
-    show_path("evaluation", out)
-    if not no_report:
-        keep_path("report", out / "report.html")
+    _end(out, result, has_report=not no_report)
     return DONE, result
+
+
+def _end(out: Path, result: Mapping[str, Any], *, has_report: bool) -> None:
+    warn(result["warnings"])
+    show_path("evaluation", out)
+    if has_report:
+        keep_path("report", out / "report.html")
 
 
 @command(

@@ -11,11 +11,11 @@ import typer
 
 from luna_cls.cli import completion
 from luna_cls.cli.app import DONE, SOME_FAILED, Answer, command
-from luna_cls.cli.console import complain, keep_path, live, say, show_path, stdout
-from luna_cls.cli.endings import add_report
-from luna_cls.cli.loading import load_tensorflow
+from luna_cls.cli.console import complain, live, say, show_path, stdout, warn
+from luna_cls.cli.endings import add_report, not_all
 from luna_cls.cli.options import Annotations, Changes, Dask, Excluded, Force, Loss, Recipe
 from luna_cls.errors import InputError
+from luna_cls.startup import load_tensorflow_quietly
 
 if TYPE_CHECKING:
     from luna_cls.learning.contest import Contest
@@ -58,7 +58,7 @@ def train(
     settings = _settings(run / "settings.toml", recipe, overrides, resume=resume, force=force)
     opened = CubeStore.open(store)
     with termination_watched() as asked_to_stop:
-        load_tensorflow()
+        load_tensorflow_quietly()
         from luna_cls.learning.training import train as train_model
 
         with live() as show:
@@ -163,8 +163,7 @@ def _show_crossval(out: Path, result: dict[str, Any]) -> int:
     )
     if froc:
         print_froc(stdout, froc)
-        for warning in result["warnings"]:
-            say(f"Warning: {warning}")
+        warn(result["warnings"])
         add_report(out / "evaluation")
     elif missing:
         say(f"No CPM: folds {missing} are missing, and their nodules with them.")
@@ -181,10 +180,7 @@ def _show_crossval(out: Path, result: dict[str, Any]) -> int:
         return DONE
     for fold, status, reason in result["failures"]:
         complain(f"fold {fold}: {status}: {reason}")
-    keep_path("failures", out / "failures.csv")
-    again = " The same command with --resume tries what failed again." if missing else ""
-    say(f"luna-cls: not all folds went well; {out / 'failures.csv'} says which and why.{again}")
-    return SOME_FAILED
+    return not_all(out, "folds", can_be_tried_again=bool(missing))
 
 
 @command(
@@ -300,18 +296,14 @@ def compare(
     if result is None:
         return DONE, None
     print_losses(stdout, result)
-    for warning in result["warnings"]:
-        say(f"Warning: {warning}")
+    warn(result["warnings"])
     show_path("comparison", out)
     add_report(out)
     for name, seed, tested, status, reason in result["failures"]:
         complain(f"{name}, seed {seed}, folds {tested}: {status}: {reason}")
     if not result["failures"]:
         return DONE, result
-    keep_path("failures", out / "failures.csv")
-    again = " The same command with --resume tries what failed again." if result["missing"] else ""
-    say(f"luna-cls: not all trainings went well; {out / 'failures.csv'} says which and why.{again}")
-    return SOME_FAILED, result
+    return not_all(out, "trainings", can_be_tried_again=bool(result["missing"])), result
 
 
 def _contest(

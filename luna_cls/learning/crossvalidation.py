@@ -23,6 +23,7 @@ from luna_cls.learning.held_out import (
     Turn,
     Workshop,
     check_annotations,
+    divergence,
     pooled,
     predictions,
 )
@@ -168,7 +169,7 @@ def _pool(
     scored = [fold for fold in folds if fold.is_scored]
     own = [predictions(store, fold) for fold in scored]
     about = [_about(fold, table) for fold, table in zip(scored, own, strict=True)]
-    failures = _failures(store, folds, reasons)
+    failures = _failures(store, folds, reasons, about)
     write_csv(out / FAILURES, pd.DataFrame(failures, columns=["fold", "status", "reason"]))
     if not scored:
         raise InputError(f"Not one fold could be trained. The first reason: {failures[0][2]}")
@@ -222,12 +223,13 @@ def _failures(
     store: CubeStore,
     folds: Sequence[Training],
     reasons: Mapping[Training, str],
+    about: Sequence[Mapping[str, Any]],
 ) -> list[tuple[int, str, str]]:
     """Rows of `failures.csv`: fold, status, reason."""
     failures = [(fold.turn.test[0], FAILED, reasons[fold]) for fold in folds if fold in reasons]
-    for fold in folds:
-        if fold not in reasons and (divergence := fold.divergence()):
-            failures.append((fold.turn.test[0], DIVERGED, divergence))
+    for entry in about:
+        if words := divergence(entry):
+            failures.append((entry["fold"], DIVERGED, words))
     usable = store.candidates[store.candidates["status"] == OK]
     for fold in folds:
         (test,) = fold.turn.test

@@ -7,7 +7,7 @@ import logging
 import multiprocessing
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -152,20 +152,20 @@ class Training:
             raise InputError(f"{path} is damaged: it tells no best epoch. {self.advice}")
         return found
 
-    def divergence(self) -> str | None:
-        """What became of a training that diverged, in words; None of one that did not."""
-        about = self.about()
-        if about["diverged_in"] is None:
-            return None
-        return (
-            f"its training diverged in epoch {about['diverged_in']}; the model of epoch "
-            f"{about['best_epoch']} was scored."
-        )
-
     @property
     def advice(self) -> str:
         """What to do with one that is damaged."""
         return f"Remove {self.run}, and go on with --resume."
+
+
+def divergence(about: Mapping[str, Any]) -> str | None:
+    """What became of a training that diverged, from what `Training.about` tells; None if it did not."""
+    if about["diverged_in"] is None:
+        return None
+    return (
+        f"its training diverged in epoch {about['diverged_in']}; the model of epoch "
+        f"{about['best_epoch']} was scored."
+    )
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from luna_cls.learning.held_out import (
     FAILED,
     Training,
     Turn,
+    divergence,
     pooled,
     predictions,
     validation_predictions,
@@ -203,8 +204,8 @@ def _failures(
         row = place.entrant.label, place.seed, _folds(place.turn)
         if training in reasons:
             rows.append((*row, FAILED, reasons[training]))
-        elif divergence := training.divergence():
-            rows.append((*row, DIVERGED, divergence))
+        elif words := divergence(training.about()):
+            rows.append((*row, DIVERGED, words))
     return rows
 
 
