@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -85,12 +86,18 @@ def whole(small_store, tmp_path_factory):
     return run
 
 
-@pytest.fixture
-def begun(small_store, tmp_path):
+@pytest.fixture(scope="module")
+def paused(small_store, tmp_path_factory):
     """A run that paused after two steps of its second epoch."""
-    run = tmp_path / "begun"
+    run = tmp_path_factory.mktemp("runs") / "paused"
     assert train(small_store, _settings(), run, asked_to_stop=_StopAfter(STEPS + 2), say=_quiet) is None
     return run
+
+
+@pytest.fixture
+def begun(paused, tmp_path):
+    """A copy of that run, to be spoilt or gone on with."""
+    return shutil.copytree(paused, tmp_path / "begun")
 
 
 # A look after each step but the last of an epoch, and one at its end: epoch e, step s is look 5 e + s.

@@ -356,9 +356,20 @@ def _rebuilt(
             dtype["config"]["name"] = "float32"
         if layer["class_name"] == old.__name__:
             layer.update(keras.saving.serialize_keras_object(new.from_config(layer["config"])))
-    copy = type(model).from_config(config)
+    copy = _model_of(type(model), config)
     copy.set_weights(model.get_weights())
     return copy
+
+
+def _model_of(kind: type[keras.Model], config: dict[str, Any]) -> keras.Model:
+    """Keras' `from_config`, which would build a Sequential model anew with each layer it adds."""
+    if kind is not keras.Sequential:
+        return kind.from_config(config)
+    layers = [keras.saving.deserialize_keras_object(layer) for layer in config["layers"]]
+    model = keras.Sequential(layers, name=config["name"])
+    if not model.built:
+        model.build(config["build_input_shape"])
+    return model
 
 
 def _hu(size_vox: int) -> Any:
