@@ -1,6 +1,7 @@
 """What holds for every loss, and the losses of each sample alone; `test_soft_confusion.py` has the others."""
 
 import json
+from functools import partial
 from typing import get_args
 
 import keras
@@ -15,7 +16,7 @@ from scipy.special import expit, softmax
 from luna_cls.errors import InputError
 from luna_cls.learning import losses
 from luna_cls.learning.losses.per_sample import bce, cefl, cefl2, focal, mse
-from luna_cls.learning.losses.soft_confusion import PerBatch, Score
+from luna_cls.learning.losses.soft_confusion import PerBatch, Score, anyloss, sol
 from luna_cls.learning.losses.weighting import balanced, effective_number
 
 pytestmark = pytest.mark.usefixtures("float32_policy")
@@ -327,7 +328,12 @@ def test_categorical_needs_two_classes():
         cefl(LABELS.astype("float32"), LOGITS.astype("float32"), categorical=True)
 
 
-@pytest.mark.parametrize("function", [bce, mse, focal, cefl, cefl2])
+@pytest.mark.parametrize(
+    "function",
+    [bce, mse, focal, cefl, cefl2]
+    + [partial(anyloss, score=score) for score in SCORES]
+    + [partial(sol, score=score, prior=prior) for score in SCORES for prior in ("uniform", "raised_cosine")],
+)
 def test_functions_keep_the_type_of_float64_logits_and_widen_shorter_ones(function):
     """float64 stays, as far as the backend has it; 16 bits become float32."""
     wanted = {"float64": ops.convert_to_tensor(LOGITS).dtype, "float32": "float32", "bfloat16": "float32"}
@@ -475,16 +481,19 @@ def test_sample_weights_are_as_good_as_repeating_samples(name, parameters):
         ("focal", {"gama": 2}, "no parameter 'gama'. Known: gamma, alpha, apply_class_balancing"),
         ("focal", {"gamma": -1}, "gamma of loss focal: .* Received: -1"),
         ("focal", {"gamma": float("nan")}, "gamma of loss focal: .* Received: nan"),
+        ("cefl2", {"gamma": float("inf")}, "gamma of loss cefl2: .* Received: inf"),
         ("focal", {"alpha": 1.5}, "alpha of loss focal: .* Received: 1.5"),
         ("focal", {"gamma": "five"}, "gamma of loss focal: .* Received: 'five'"),
         ("bce", {"gamma": 2}, "no parameter 'gamma'. Known: label_smoothing, positive_weight, class_weights"),
         ("bce", {"positive_weight": 0}, "positive_weight of loss bce: .* Received: 0"),
+        ("bce", {"positive_weight": float("inf")}, "positive_weight of loss bce: .* Received: inf"),
         ("bce", {"class_weights": [1, -1]}, "class_weights.* of loss bce: .* Received: -1"),
         ("bce", {"class_weights": [1]}, "class_weights of loss bce: .* Received: \\[1\\]"),
         ("bce", {"class_weights": "even"}, "class_weights 'even'. Known: balanced, effective_number"),
         ("bce", {"class_weights": "balanced"}, "'balanced' needs class_counts"),
         ("anyloss", {"score": "auc"}, "score of loss anyloss: .*'accuracy', 'fbeta', 'gmean'.* 'auc'"),
         ("anyloss", {"amplification": 0}, "amplification of loss anyloss: .* Received: 0"),
+        ("anyloss", {"amplification": float("inf")}, "amplification of loss anyloss: .* Received: inf"),
         ("anyloss", {"class_weights": [1, 2]}, "no parameter 'class_weights'. Known: score, beta"),
         ("sol", {"prior": "normal"}, "prior of loss sol: .*'uniform' or 'raised_cosine'.* 'normal'"),
         ("sol", {"prior": "raised_cosine", "center": 0.1}, r"center ± half_width must lie in \[0, 1\]"),
@@ -535,3 +544,38 @@ def test_the_beta_of_effective_numbers_is_checked(beta):
 def test_a_loss_is_computed_in_the_type_it_is_given_but_never_in_16_bits(given, kept):
     """float64 stays float64; bfloat16, and no word on it where Keras computes in float32, become float32."""
     assert losses.LOSSES["bce"](dtype=given).dtype == kept
+
+
+# What is lost by a nodule and a look-alike, both at p = 1/2: cross-entropy log 2, focal loss with gamma = 2 a
+# fourth of it, CEFL and CEFL2 the mean of the two; half of each class is called rightly.
+AT_ONE_HALF = {"bce": 1, "focal": 0.25, "cefl": 0.625, "cefl2": 0.625}
+AT_ONE_HALF = {name: share * np.log(2) for name, share in AT_ONE_HALF.items()}
+AT_ONE_HALF |= {"mse": 0.25, "anyloss": 0.5, "sol": 0.5}
+
+
+@pytest.mark.parametrize("function", [bce, mse, focal, cefl, cefl2, anyloss, sol])
+def test_without_parameters_they_are_the_papers(function):
+    """Nothing is weighted, smoothed or balanced, and gamma is 2: for functions and for classes."""
+    name, labels, logits = function.__name__, np.array([[1.0], [0.0]]), np.zeros((2, 1))
+
+    for loss in (function, _of_each(name)):
+        lost = ops.convert_to_numpy(loss(labels, logits))
+        np.testing.assert_allclose(lost, AT_ONE_HALF[name], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("function", "asked", "default"),
+    [
+        (anyloss, {}, {"score": "balanced_accuracy", "amplification": 73}),
+        (anyloss, {"score": "fbeta"}, {"beta": 1}),
+        (sol, {}, {"score": "balanced_accuracy", "prior": "uniform"}),
+        (sol, {"score": "fbeta", "prior": "raised_cosine"}, {"beta": 1, "center": 0.5, "half_width": 0.5}),
+    ],
+)
+def test_losses_of_a_batch_have_the_papers_defaults(function, asked, default):
+    """A batch loses the same whether L = 73, beta = 1 and thresholds around 1/2 are asked for or not."""
+    labels, logits = np.array([[1.0], [0], [0], [1]]), np.array([[0.02], [-0.01], [0.03], [-0.5]])
+
+    told = ops.convert_to_numpy(function(labels, logits, **asked, **default))
+    for loss in (partial(function, **asked), losses.get(function.__name__, **asked)):
+        np.testing.assert_allclose(ops.convert_to_numpy(loss(labels, logits)), told, rtol=1e-6)

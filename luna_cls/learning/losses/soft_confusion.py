@@ -143,7 +143,7 @@ def _accuracy_lost(confusion: Confusion, _beta: float) -> Any:
 
 def _fbeta_lost(confusion: Confusion, beta: float) -> Any:
     tp, fn, fp, _ = confusion
-    found = tp + ops.where(tp + fn > 0, 0.0, 1.0)  # without nodules: one, found
+    found = ops.where(tp + fn > 0, tp, 1.0)  # without nodules: one, found
     errors = beta**2 * fn + fp
     return errors / ((1 + beta**2) * found + errors)
 
