@@ -27,9 +27,10 @@ CLI := $(BIN)/luna-cls
 demo: $(VENV)/installed
 	$(BIN)/luna-cls demo --out runs/demo --force
 
-# Two test files at a time, or up to four where there are more cores: most of a test is one core's work. They
-# begin in the order in which they are collected (tests/conftest.py).
-PYTEST := python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# Three test files at a time, or up to five where there are more cores: most of a test is one core's work, and
+# some of it is waiting. They begin in the order in which they are collected (tests/conftest.py).
+WORKERS := $(shell echo $$(($$(nproc 2> /dev/null || echo 2) + 1)))
+PYTEST := python -m pytest -n $(WORKERS) --maxprocesses 5 --dist loadfile --no-loadscope-reorder
 
 # The rooms that every score depends on: tests reach 95 % of the lines and 90 % of the branches of each.
 ROOMS := luna_cls.judging luna_cls.cubes luna_cls.scans luna_cls.learning.losses luna_cls.learning.metrics
