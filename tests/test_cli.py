@@ -14,7 +14,8 @@ from luna_cls.learning.health import TrainingHealth
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = sorted(typer.main.get_command(app).commands)
 HEADER = "seriesuid,coordX,coordY,coordZ"
-TINY = ("--set", "model.filters=[2]", "--set", "training.epochs=1", "--set", "training.steps_per_epoch=1")
+TINY = ("--set", "precision=float32", "--set", "model.filters=[2]")
+TINY += ("--set", "training.epochs=1", "--set", "training.steps_per_epoch=1")
 WRONG_INPUTS = {
     "prepare gone store": ("No folder at gone",),
     "prepare out store": ("out holds no scan",),

@@ -9,9 +9,12 @@ import tensorflow as tf
 
 from luna_cls.cubes.folds import Split
 from luna_cls.cubes.plan import Plan
+from luna_cls.cubes.preparation import prepare
 from luna_cls.errors import InputError
 from luna_cls.learning.health import Course, TrainingHealth, diagnose, diagnose_plan
 from luna_cls.learning.optimizer import adamw
+from luna_cls.scans.luna16 import LunaTree
+from luna_cls.scans.phantom import Acquisition, write_phantom
 from luna_cls.settings import OptimizerSettings
 
 COURSE = Course(
@@ -219,28 +222,16 @@ def test_what_was_found_beforehand_is_said_first(unit):
 
 
 @pytest.fixture(scope="module")
-def forum_store(run_cli, tmp_path_factory):
+def forum_store(tmp_path_factory):
     """Five phantom scans of whose nodules one is left in each: 1 candidate in 120."""
     folder = tmp_path_factory.mktemp("forum")
-    phantom = [
-        "phantom",
-        folder / "luna",
-        "--scans",
-        "5",
-        "--seed",
-        "7",
-        "--nodules",
-        "1",
-        "--imbalance",
-        "150",
-    ]
-    assert run_cli(*phantom).returncode == 0
-    table = pd.read_csv(folder / "luna" / "candidates_V2.csv")
+    taken = Acquisition((60, 80), (200, 240), pixel_mm=(1.0, 1.3), slice_mm=(2.0, 2.5))
+    phantom = write_phantom(folder / "luna", 5, seed=7, num_nodules=1, imbalance=150, acquisition=taken)
+    tree = LunaTree.open(phantom.root)
+    table = tree.candidates()
     first = table[table["class"] == 1].drop_duplicates("seriesuid")
     others = table[table["class"] == 0].groupby("seriesuid").head(119)
-    pd.concat([first, others]).to_csv(folder / "candidates.csv", index=False)
-    made = run_cli("prepare", folder / "luna", folder / "store", "--candidates", folder / "candidates.csv")
-    assert made.returncode == 0, made.stderr
+    prepare(tree, pd.concat([first, others]), folder / "store")
     return folder / "store"
 
 
@@ -256,7 +247,7 @@ def forum_store(run_cli, tmp_path_factory):
 def test_the_forum_run_is_diagnosed(run_cli, forum_store, tmp_path, loss):
     """Over 99 % accuracy and 50 % balanced accuracy at natural prevalence: a line says why."""
     folds = pd.read_csv(forum_store / "candidates.csv")["fold"].unique()
-    options = ["--recipe", "seed", "--val-folds", str(folds[0]), "--set", "model.filters=[4,8]"]
+    options = ["--val-folds", str(folds[0]), "--set", "precision=float32", "--set", "model.filters=[4,8]"]
     options += ["--set", "training.epochs=2", "--set", "model.dense_units=16", *loss]
 
     done = run_cli("train", forum_store, tmp_path / "run", *options)

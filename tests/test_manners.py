@@ -114,6 +114,7 @@ def test_every_command_takes_the_same_manners(command):
         ),
         ("train store", ["Missing argument 'run'", "luna-cls train --help"]),
         ("phantom out --scans many", ["--scans", "valid integer", "Received: 'many'"]),
+        ("phantom out --scans 0", ["--scans", "greater than or equal to 1", "Received: '0'"]),
         ("audit tree --dtype int8", ["--dtype", "'int8' is not one of 'int16', 'uint8'"]),
         ("evaluate p.csv --out o --seed -1", ["--seed", "greater than or equal to 0", "Received: '-1'"]),
         ("-q audit tree -v", ["--quiet says less, --verbose more"]),

@@ -55,13 +55,13 @@ def demo(
 )
 def phantom(
     out: Annotated[Path, typer.Argument(help="The folder to make.")],
-    scans: Annotated[int, typer.Option(help="How many scans.")] = 20,
-    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
+    scans: Annotated[int, typer.Option(help="How many scans.", min=1)] = 20,
+    seed: Annotated[int, typer.Option(help="Same seed, same bytes.", min=0)] = 0,
     imbalance: Annotated[
-        int, typer.Option(help="Candidates on no nodule for each that is on one. LUNA16 has 484.")
+        int, typer.Option(help="Candidates on no nodule for each that is on one. LUNA16 has 484.", min=1)
     ] = 100,
     nodules: Annotated[
-        int | None, typer.Option(help="Nodules in each scan.", show_default="0 to 12, as LUNA16")
+        int | None, typer.Option(help="Nodules in each scan.", show_default="0 to 12, as LUNA16", min=0)
     ] = None,
     full: Annotated[
         bool, typer.Option("--full", help="512 x 512 pixels and up to 320 slices, as LUNA16; else 400, 130.")
