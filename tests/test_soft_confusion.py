@@ -14,7 +14,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, fbeta_score
 
 from luna_cls.learning import losses
 from luna_cls.learning.callbacks import AmplificationRamp
-from luna_cls.learning.losses.soft_confusion import Score, anyloss, sol
+from luna_cls.learning.losses.soft_confusion import Confusion, Score, anyloss, one_minus_score, sol
 
 pytestmark = pytest.mark.usefixtures("float32_policy")
 
@@ -199,6 +199,34 @@ def test_a_ramp_grows_by_the_same_factor_each_epoch():
     assert [losses.get("anyloss").amplification_in(epoch) for epoch in range(2)] == [73, 73]
     ramp = losses.get("anyloss", amplification=54, ramp_from=2, ramp_epochs=3)
     assert [ramp.amplification_in(epoch) for epoch in range(4)] == pytest.approx([2, 6, 18, 54])
+
+
+def test_a_ramp_takes_five_epochs_unless_told_otherwise_and_one_at_least():
+    """From 1 to 73: in epoch 4 it is not there yet, in epoch 5 it is; in one epoch it is there in epoch 1."""
+    assert losses.get("anyloss", ramp_from=1).amplification_in(4) == pytest.approx(73**0.8)
+    assert losses.get("anyloss", ramp_from=1).amplification_in(5) == 73
+    assert losses.get("anyloss", ramp_from=1, ramp_epochs=1).amplification_in(1) == 73
+
+
+def test_f1_is_the_score_of_a_matrix_unless_another_beta_is_named():
+    """2 found, 1 missed, 3 false alarms: F1 is 4/8, F2 10/17."""
+    matrix = Confusion(*map(ops.convert_to_tensor, (2.0, 1.0, 3.0, 4.0)))
+
+    assert float(one_minus_score(matrix, "fbeta")) == pytest.approx(1 / 2)
+    assert float(one_minus_score(matrix, "fbeta", 2.0)) == pytest.approx(7 / 17)
+
+
+@every_score
+@pytest.mark.parametrize("name", ["anyloss", "sol"])
+def test_weights_that_are_all_small_change_nothing(name, score):
+    """A batch whose samples weigh a hundredth each loses what it does where they weigh 1."""
+    loss = losses.get(name, score=score)
+    labels, logits = np.array([[1.0], [0], [0], [1]]), np.array([[0.02], [-0.01], [0.03], [-0.5]])
+
+    lost = [float(loss(labels, logits, np.full((4, 1), weight))) for weight in (1.0, 0.01)]
+
+    assert lost[1] == pytest.approx(lost[0], rel=1e-5)
+    assert loss.call(labels, logits).shape == (4,)
 
 
 def test_a_ramp_moves_the_loss_epoch_by_epoch():
