@@ -354,6 +354,18 @@ def test_class_weights_multiply_each_sample():
     np.testing.assert_allclose(weighted, plain * np.where(LABELS[:, 0] == 1, 245, 0.5), rtol=1e-6)
 
 
+def test_class_weights_of_two_logits_go_by_the_true_class():
+    """A softmax of two classes weighing 1 and 3 loses three times as much for samples of the second."""
+    labels, logits = np.eye(2)[[0, 1, 1]], np.array([[1.0, -1], [0.5, 0], [-2, 1]])
+
+    plain, weighted = (
+        ops.convert_to_numpy(_of_each("cefl", categorical=True, class_weights=weights).call(labels, logits))
+        for weights in (None, [1, 3])
+    )
+
+    np.testing.assert_allclose(np.ravel(weighted), np.ravel(plain) * [1, 3, 3], rtol=1e-6)
+
+
 def test_class_weights_of_a_softmax_go_by_the_true_class():
     """Of three classes weighing 1, 2 and 4, each sample gets its own's."""
     labels, logits = np.eye(3)[[0, 1, 2, 1]], np.random.default_rng(5).normal(size=(4, 3))
@@ -487,6 +499,8 @@ def test_sample_weights_are_as_good_as_repeating_samples(name, parameters):
         ("bce", {"gamma": 2}, "no parameter 'gamma'. Known: label_smoothing, positive_weight, class_weights"),
         ("bce", {"positive_weight": 0}, "positive_weight of loss bce: .* Received: 0"),
         ("bce", {"positive_weight": float("inf")}, "positive_weight of loss bce: .* Received: inf"),
+        ("bce", {"label_smoothing": -0.1}, "label_smoothing of loss bce: .* Received: -0.1"),
+        ("bce", {"label_smoothing": 1}, "label_smoothing of loss bce: .* Received: 1"),
         ("bce", {"class_weights": [1, -1]}, "class_weights.* of loss bce: .* Received: -1"),
         ("bce", {"class_weights": [1]}, "class_weights of loss bce: .* Received: \\[1\\]"),
         ("bce", {"class_weights": "even"}, "class_weights 'even'. Known: balanced, effective_number"),
