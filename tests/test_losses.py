@@ -502,6 +502,7 @@ def test_sample_weights_are_as_good_as_repeating_samples(name, parameters):
         ("bce", {"label_smoothing": -0.1}, "label_smoothing of loss bce: .* Received: -0.1"),
         ("bce", {"label_smoothing": 1}, "label_smoothing of loss bce: .* Received: 1"),
         ("bce", {"class_weights": [1, -1]}, "class_weights.* of loss bce: .* Received: -1"),
+        ("mse", {"class_weights": [1, 0]}, "class_weights.* of loss mse: .* Received: 0"),
         ("bce", {"class_weights": [1]}, "class_weights of loss bce: .* Received: \\[1\\]"),
         ("bce", {"class_weights": "even"}, "class_weights 'even'. Known: balanced, effective_number"),
         ("bce", {"class_weights": "balanced"}, "'balanced' needs class_counts"),
