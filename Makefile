@@ -56,7 +56,7 @@ test-jax test-torch: test-%: .venv-%/installed
 
 peers openvino: %: .venv-%/installed
 
-# How many small faults in what the scores and the training rest on the tests find: half an hour on two cores.
+# How many small faults in what the scores and the training rest on the tests find: forty minutes on two cores.
 mutants: .venv-mutants/installed
 	.venv-mutants/bin/python benchmarks/mutants.py
 
