@@ -113,6 +113,7 @@ def test_every_command_takes_the_same_manners(command):
             ["--val-fold.", "Did you mean --val-folds?", "luna-cls train --help"],
         ),
         ("train store", ["Missing argument 'run'", "luna-cls train --help"]),
+        ("-v train store", ["Missing argument 'run'", "luna-cls train --help"]),
         ("phantom out --scans many", ["--scans", "valid integer", "Received: 'many'"]),
         ("phantom out --scans 0", ["--scans", "greater than or equal to 1", "Received: '0'"]),
         ("audit tree --dtype int8", ["--dtype", "'int8' is not one of 'int16', 'uint8'"]),

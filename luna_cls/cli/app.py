@@ -53,9 +53,15 @@ class _Group(TyperGroup):
         except Exception as error:
             if not hasattr(error, "format_message"):  # Click's, or those of the copy of it in Typer
                 raise
-            console.complain(f"luna-cls: {_usage(error)}")
+            _refuse(_usage(error))
             sys.exit(WRONG_USAGE)
         sys.exit(status if isinstance(status, int) else DONE)
+
+
+def _refuse(message: str) -> None:
+    """Tells what is wrong with a command line, in one plain line whatever manners it asks for."""
+    console.begin(quiet=False, verbose=False, as_json=False)
+    console.complain(f"luna-cls: {message}")
 
 
 def _usage(error: Any) -> str:
@@ -142,8 +148,7 @@ def command(group: str, examples: Sequence[str]) -> Callable[[Callable[..., Answ
         def run(*args: Any, quiet: bool, verbose: bool, as_json: bool, **kwargs: Any) -> None:
             console.adjust(quiet=quiet, verbose=verbose, as_json=as_json)
             if console.is_contradictory():
-                console.begin(quiet=False, verbose=False, as_json=False)
-                console.complain("luna-cls: --quiet says less, --verbose more: give one of them.")
+                _refuse("--quiet says less, --verbose more: give one of them.")
                 raise typer.Exit(WRONG_USAGE)
             with console.results_alone_on_stdout():
                 status, result = _run(function, args, kwargs)

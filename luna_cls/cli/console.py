@@ -52,7 +52,6 @@ class _Talk:
         json: One JSON object in place of tables and paths.
         paths: What was made, by what it is.
         warnings: What was warned of.
-        details: What was told because of `verbose`.
         start: When it began, of `time.monotonic`.
     """
 
@@ -61,7 +60,6 @@ class _Talk:
     json: bool = False
     paths: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
-    details: set[str] = field(default_factory=set)
     start: float = field(default_factory=time.monotonic)
 
 
@@ -122,9 +120,8 @@ def warn(warnings: Iterable[str]) -> None:
 
 
 def detail(line: str) -> None:
-    """Prints a line on standard error, with --verbose, and once."""
-    if _talk.verbose and line not in _talk.details:
-        _talk.details.add(line)
+    """Prints a line on standard error, with --verbose."""
+    if _talk.verbose:
         _print(line, style="dim")
 
 

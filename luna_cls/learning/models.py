@@ -366,10 +366,7 @@ def _model_of(kind: type[keras.Model], config: dict[str, Any]) -> keras.Model:
     if kind is not keras.Sequential:
         return kind.from_config(config)
     layers = [keras.saving.deserialize_keras_object(layer) for layer in config["layers"]]
-    model = keras.Sequential(layers, name=config["name"])
-    if not model.built:
-        model.build(config["build_input_shape"])
-    return model
+    return keras.Sequential(layers, name=config["name"])
 
 
 def _hu(size_vox: int) -> Any:
